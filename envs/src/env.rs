@@ -1,0 +1,205 @@
+//! The environment interface: Gymnasium's, with the random generator passed in.
+
+use crate::{Canvas, Result, Space, invalid};
+use rand::SeedableRng;
+use serde::{Deserialize, Serialize};
+
+/// The random generator of the whole project: small, fast, serialisable and the same on every
+/// machine, which `StdRng` does not promise.
+pub type Rng = rand::rngs::Xoshiro256PlusPlus;
+
+/// A generator for `seed`, on its own `stream`: streams of one seed are independent, so that
+/// environment 3 sees the same draws whether 4 or 64 environments run.
+pub fn rng(seed: u64, stream: u64) -> Rng {
+    // SplitMix64's increment (Steele, Lea & Flood 2014) separates neighbouring streams; the
+    // generator's own seeding then mixes the bits.
+    Rng::seed_from_u64(seed.wrapping_add(stream.wrapping_mul(0x9E37_79B9_7F4A_7C15)))
+}
+
+/// What an environment is: its id, spaces and limits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// Gymnasium's id, version suffix included.
+    pub id: String,
+    /// Observations, flattened row-major to `observation_space.size()` numbers.
+    pub observation_space: Space,
+    /// Actions.
+    pub action_space: Space,
+    /// Steps after which an episode is truncated, if it is.
+    pub max_episode_steps: Option<u32>,
+    /// Mean return over 100 episodes at which Gymnasium registers the task as solved.
+    pub reward_threshold: Option<f64>,
+}
+
+impl Spec {
+    /// Sizes `(observation_dim, num_actions)` for an algorithm that wants vector observations and
+    /// discrete actions; refuses other spaces, naming `algorithm`.
+    pub fn box_to_discrete(&self, algorithm: &str) -> Result<(usize, usize)> {
+        match (&self.observation_space, &self.action_space) {
+            (Space::Box { .. }, Space::Discrete { n }) => Ok((self.observation_space.size(), *n)),
+            _ => self.refuse(algorithm, "Box observations and Discrete actions"),
+        }
+    }
+
+    /// Sizes `(observation_dim, action_dim)` for an algorithm that wants vector observations and
+    /// bounded continuous actions; refuses other spaces, naming `algorithm`.
+    pub fn box_to_box(&self, algorithm: &str) -> Result<(usize, usize)> {
+        match (&self.observation_space, &self.action_space) {
+            (Space::Box { .. }, Space::Box { .. }) => {
+                Ok((self.observation_space.size(), self.action_space.size()))
+            }
+            _ => self.refuse(algorithm, "Box observations and Box actions"),
+        }
+    }
+
+    /// Sizes `(num_states, num_actions)` for a tabular algorithm; refuses other spaces, naming
+    /// `algorithm`.
+    pub fn discrete_to_discrete(&self, algorithm: &str) -> Result<(usize, usize)> {
+        match (&self.observation_space, &self.action_space) {
+            (Space::Discrete { n: states }, Space::Discrete { n: actions }) => Ok((*states, *actions)),
+            _ => self.refuse(algorithm, "Discrete observations and Discrete actions"),
+        }
+    }
+
+    fn refuse<T>(&self, algorithm: &str, wants: &str) -> Result<T> {
+        invalid(format!(
+            "--env-id {}: {algorithm} needs {wants}, this environment has {} observations and {} actions",
+            self.id, self.observation_space, self.action_space
+        ))
+    }
+}
+
+/// One action: an index, or one number for each dimension of a [`Space::Box`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Action<'a> {
+    /// Index in `0..n`.
+    Discrete(usize),
+    /// `[action_dim]`
+    Continuous(&'a [f32]),
+}
+
+impl<'a> Action<'a> {
+    /// The index; panics on a continuous action, which [`crate::VecEnv`] has ruled out.
+    pub fn index(self) -> usize {
+        match self {
+            Action::Discrete(index) => index,
+            Action::Continuous(_) => panic!("a discrete action space was given a continuous action"),
+        }
+    }
+
+    /// The vector; panics on a discrete action, which [`crate::VecEnv`] has ruled out.
+    pub fn vector(self) -> &'a [f32] {
+        match self {
+            Action::Continuous(vector) => vector,
+            Action::Discrete(_) => panic!("a continuous action space was given a discrete action"),
+        }
+    }
+}
+
+/// What one step returned, besides the observation.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Step {
+    /// Reward in the precision the original computes it in.
+    pub reward: f64,
+    /// The task itself ended: no value lies beyond.
+    pub terminated: bool,
+    /// The episode was cut short, by a time limit say: value lies beyond, bootstrap from it.
+    pub truncated: bool,
+}
+
+/// The whole internal state of an environment as plain numbers (the environment's file says
+/// which). Integers up to 2⁵³ are exact.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct State(pub Vec<f64>);
+
+/// One possible result of an action in a tabular environment.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Outcome {
+    /// Probability of this result.
+    pub probability: f64,
+    /// State it leads to.
+    pub next_state: usize,
+    /// Reward it gives.
+    pub reward: f64,
+    /// Whether the episode ends there.
+    pub terminated: bool,
+}
+
+/// The exact model of a tabular environment.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TransitionModel {
+    /// `outcomes[s][a]` lists the possible results of action `a` in state `s`.
+    pub outcomes: Vec<Vec<Vec<Outcome>>>,
+    /// Probability of each state at the start of an episode.
+    pub initial: Vec<f64>,
+}
+
+/// One environment. Observations are written into the caller's slice, so that stepping allocates
+/// nothing; all randomness comes from the generator passed in.
+pub trait Env: Send {
+    /// Id, spaces and limits.
+    fn spec(&self) -> &Spec;
+
+    /// Begins an episode.
+    fn reset(&mut self, rng: &mut Rng) -> Result<()>;
+
+    /// Advances by one action. After `terminated` or `truncated` the caller resets.
+    fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step>;
+
+    /// Writes the current observation, `observation_space.size()` numbers. A Discrete
+    /// observation is its index as a float.
+    fn observe(&self, observation: &mut [f32]);
+
+    /// The whole internal state: [`Env::set_state`] of it is a no-op.
+    fn state(&self) -> Result<State>;
+
+    /// Returns to a state that [`Env::state`] gave; a state of the wrong length or with values
+    /// that cannot be is refused.
+    fn set_state(&mut self, state: &State) -> Result<()>;
+
+    /// Draws the current state.
+    fn draw(&self, canvas: &mut Canvas) -> Result<()> {
+        let _ = canvas;
+        invalid(format!("--capture-video: {} cannot be drawn", self.spec().id))
+    }
+
+    /// The exact transition model, for tabular environments.
+    fn model(&self) -> Option<&TransitionModel> {
+        None
+    }
+}
+
+impl<E: Env + ?Sized> Env for Box<E> {
+    fn spec(&self) -> &Spec {
+        (**self).spec()
+    }
+    fn reset(&mut self, rng: &mut Rng) -> Result<()> {
+        (**self).reset(rng)
+    }
+    fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
+        (**self).step(action, rng)
+    }
+    fn observe(&self, observation: &mut [f32]) {
+        (**self).observe(observation)
+    }
+    fn state(&self) -> Result<State> {
+        (**self).state()
+    }
+    fn set_state(&mut self, state: &State) -> Result<()> {
+        (**self).set_state(state)
+    }
+    fn draw(&self, canvas: &mut Canvas) -> Result<()> {
+        (**self).draw(canvas)
+    }
+    fn model(&self) -> Option<&TransitionModel> {
+        (**self).model()
+    }
+}
+
+/// Checks the length of a state that is about to be set.
+pub fn expect_len(id: &str, state: &State, len: usize) -> Result<()> {
+    if state.0.len() == len && state.0.iter().all(|x| x.is_finite()) {
+        return Ok(());
+    }
+    invalid(format!("{id}: a state has {len} finite numbers, got {:?}", state.0))
+}

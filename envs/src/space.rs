@@ -1,0 +1,84 @@
+//! Observation and action spaces, as in Gymnasium.
+
+use std::fmt;
+
+/// The values that an observation or an action can take.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Space {
+    /// The integers `0..n`.
+    Discrete {
+        /// How many there are.
+        n: usize,
+    },
+    /// Arrays of `shape`, each element between its bounds (which may be infinite).
+    Box {
+        /// Dimensions, row-major.
+        shape: Vec<usize>,
+        /// Lower bounds, `[shape.product()]`.
+        low: Vec<f32>,
+        /// Upper bounds, `[shape.product()]`.
+        high: Vec<f32>,
+    },
+    /// Several spaces side by side, such as Blackjack's three integers.
+    Tuple(Vec<Space>),
+}
+
+impl Space {
+    /// A vector space with the same bounds in each of `len` dimensions.
+    pub fn uniform(len: usize, low: f32, high: f32) -> Self {
+        Space::Box { shape: vec![len], low: vec![low; len], high: vec![high; len] }
+    }
+
+    /// A vector space with the bounds given.
+    pub fn bounded(low: &[f32], high: &[f32]) -> Self {
+        Space::Box { shape: vec![low.len()], low: low.to_vec(), high: high.to_vec() }
+    }
+
+    /// How many numbers one element takes: 1 for `Discrete`, the product of the shape for `Box`.
+    pub fn size(&self) -> usize {
+        match self {
+            Space::Discrete { .. } => 1,
+            Space::Box { shape, .. } => shape.iter().product(),
+            Space::Tuple(spaces) => spaces.iter().map(Space::size).sum(),
+        }
+    }
+
+    /// Whether `values` (flattened, [`Space::size`] of them) lie in this space.
+    pub fn contains(&self, values: &[f32]) -> bool {
+        if values.len() != self.size() {
+            return false;
+        }
+        match self {
+            Space::Discrete { n } => {
+                values[0] >= 0.0 && values[0] < *n as f32 && values[0].fract() == 0.0
+            }
+            Space::Box { low, high, .. } => {
+                values.iter().zip(low).zip(high).all(|((v, l), h)| v >= l && v <= h)
+            }
+            Space::Tuple(spaces) => {
+                let mut rest = values;
+                spaces.iter().all(|space| {
+                    let (head, tail) = rest.split_at(space.size());
+                    rest = tail;
+                    space.contains(head)
+                })
+            }
+        }
+    }
+}
+
+impl fmt::Display for Space {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Space::Discrete { n } => write!(f, "Discrete({n})"),
+            Space::Box { shape, .. } => write!(f, "Box({shape:?})"),
+            Space::Tuple(spaces) => {
+                write!(f, "Tuple(")?;
+                for (i, space) in spaces.iter().enumerate() {
+                    write!(f, "{}{space}", if i > 0 { ", " } else { "" })?;
+                }
+                write!(f, ")")
+            }
+        }
+    }
+}

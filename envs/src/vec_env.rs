@@ -1,0 +1,346 @@
+//! Many copies of one environment, stepped together.
+
+use crate::{Action, Canvas, Env, Result, Rng, Space, Spec, State, Step, gymnasium, invalid, make, rng};
+use serde::{Deserialize, Serialize};
+
+/// One action for each environment.
+#[derive(Debug, Clone, Copy)]
+pub enum Actions<'a> {
+    /// `[num_envs]` indices.
+    Discrete(&'a [u32]),
+    /// `[num_envs, action_dim]`, flattened.
+    Continuous(&'a [f32]),
+}
+
+impl<'a> From<&'a [u32]> for Actions<'a> {
+    fn from(actions: &'a [u32]) -> Self {
+        Actions::Discrete(actions)
+    }
+}
+impl<'a> From<&'a Vec<u32>> for Actions<'a> {
+    fn from(actions: &'a Vec<u32>) -> Self {
+        Actions::Discrete(actions)
+    }
+}
+impl<'a, const N: usize> From<&'a [u32; N]> for Actions<'a> {
+    fn from(actions: &'a [u32; N]) -> Self {
+        Actions::Discrete(actions)
+    }
+}
+impl<'a> From<&'a [f32]> for Actions<'a> {
+    fn from(actions: &'a [f32]) -> Self {
+        Actions::Continuous(actions)
+    }
+}
+impl<'a> From<&'a Vec<f32>> for Actions<'a> {
+    fn from(actions: &'a Vec<f32>) -> Self {
+        Actions::Continuous(actions)
+    }
+}
+
+/// An episode that ended in the last step.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Episode {
+    /// Which environment it ran in.
+    pub env: usize,
+    /// Sum of its rewards, undiscounted.
+    pub episodic_return: f64,
+    /// Number of its steps.
+    pub length: u32,
+}
+
+/// `num_envs` copies of an environment. An environment whose episode ends is reset in the same
+/// step: [`VecEnv::observations`] then holds the first observation of the new episode and
+/// [`VecEnv::final_observations`] the true last one of the old, which a truncated episode's
+/// bootstrap needs.
+pub struct VecEnv {
+    backend: Backend,
+    spec: Spec,
+    num_envs: usize,
+    rngs: Vec<Rng>,
+    observations: Vec<f32>,       // [num_envs, observation_dim]
+    final_observations: Vec<f32>, // [num_envs, observation_dim]
+    rewards: Vec<f32>,            // [num_envs]
+    terminated: Vec<bool>,        // [num_envs]
+    truncated: Vec<bool>,         // [num_envs]
+    returns: Vec<f64>,            // [num_envs], of the running episodes
+    lengths: Vec<u32>,            // [num_envs], of the running episodes
+    episodes: Vec<Episode>,
+}
+
+enum Backend {
+    Native(Vec<Box<dyn Env>>),
+    Gymnasium(gymnasium::Bridge),
+}
+
+/// Everything in a [`VecEnv`] that changes.
+#[derive(Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    states: Vec<State>,
+    bridge: Vec<u8>,
+    rngs: Vec<Rng>,
+    observations: Vec<f32>,
+    returns: Vec<f64>,
+    lengths: Vec<u32>,
+}
+
+impl VecEnv {
+    /// Builds `num_envs` copies of `env_id` and resets them; copy `i` draws from stream `i` of
+    /// `seed`.
+    ///
+    /// # Errors
+    /// An unknown id, and whatever the environment itself reports.
+    pub fn make(env_id: &str, num_envs: usize, seed: u64) -> Result<Self> {
+        if num_envs == 0 {
+            return invalid("--num-envs 0: at least one environment is needed");
+        }
+        let backend = match env_id.strip_prefix("gym:") {
+            Some(id) => Backend::Gymnasium(gymnasium::Bridge::new(id, num_envs)?),
+            None => Backend::Native((0..num_envs).map(|_| make(env_id)).collect::<Result<_>>()?),
+        };
+        Self::with_backend(backend, num_envs, seed)
+    }
+
+    /// The same from environments the caller built, wrapped as it likes.
+    pub fn new(envs: Vec<Box<dyn Env>>, seed: u64) -> Result<Self> {
+        if envs.is_empty() {
+            return invalid("a vectorised environment needs at least one environment");
+        }
+        let num_envs = envs.len();
+        Self::with_backend(Backend::Native(envs), num_envs, seed)
+    }
+
+    fn with_backend(backend: Backend, num_envs: usize, seed: u64) -> Result<Self> {
+        let spec = match &backend {
+            Backend::Native(envs) => envs[0].spec().clone(),
+            Backend::Gymnasium(bridge) => bridge.spec().clone(),
+        };
+        let size = num_envs * spec.observation_space.size();
+        let mut this = Self {
+            backend,
+            spec,
+            num_envs,
+            rngs: Vec::new(),
+            observations: vec![0.0; size],
+            final_observations: vec![0.0; size],
+            rewards: vec![0.0; num_envs],
+            terminated: vec![false; num_envs],
+            truncated: vec![false; num_envs],
+            returns: vec![0.0; num_envs],
+            lengths: vec![0; num_envs],
+            episodes: Vec::with_capacity(num_envs),
+        };
+        this.reset(seed)?;
+        Ok(this)
+    }
+
+    /// Begins new episodes everywhere, from `seed`.
+    pub fn reset(&mut self, seed: u64) -> Result<()> {
+        self.rngs = (0..self.num_envs as u64).map(|i| rng(seed, i)).collect();
+        let dim = self.observation_dim();
+        match &mut self.backend {
+            Backend::Native(envs) => {
+                for ((env, rng), observation) in
+                    envs.iter_mut().zip(&mut self.rngs).zip(self.observations.chunks_exact_mut(dim))
+                {
+                    env.reset(rng)?;
+                    env.observe(observation);
+                }
+            }
+            Backend::Gymnasium(bridge) => bridge.reset(seed, &mut self.observations)?,
+        }
+        self.returns.fill(0.0);
+        self.lengths.fill(0);
+        self.episodes.clear();
+        Ok(())
+    }
+
+    /// Steps every environment with its action. Results are read from the accessors below.
+    ///
+    /// # Errors
+    /// Actions of the wrong number or kind, a continuous action that is not finite, and whatever
+    /// the environment itself reports.
+    pub fn step<'a>(&mut self, actions: impl Into<Actions<'a>>) -> Result<()> {
+        let actions = actions.into();
+        self.check(actions)?;
+        self.episodes.clear();
+        let dim = self.observation_dim();
+        match &mut self.backend {
+            Backend::Native(envs) => {
+                for (i, (env, rng)) in envs.iter_mut().zip(&mut self.rngs).enumerate() {
+                    let action = match actions {
+                        Actions::Discrete(a) => Action::Discrete(a[i] as usize),
+                        Actions::Continuous(a) => {
+                            let action_dim = a.len() / self.num_envs;
+                            Action::Continuous(&a[i * action_dim..(i + 1) * action_dim])
+                        }
+                    };
+                    let Step { reward, terminated, truncated } = env.step(action, rng)?;
+                    let observation = &mut self.observations[i * dim..(i + 1) * dim];
+                    env.observe(observation);
+                    self.final_observations[i * dim..(i + 1) * dim].copy_from_slice(observation);
+                    self.rewards[i] = reward as f32;
+                    self.terminated[i] = terminated;
+                    self.truncated[i] = truncated;
+                    self.returns[i] += reward;
+                    if terminated || truncated {
+                        env.reset(rng)?;
+                        env.observe(observation);
+                    }
+                }
+            }
+            Backend::Gymnasium(bridge) => {
+                let rewards = bridge.step(
+                    actions,
+                    &mut self.observations,
+                    &mut self.final_observations,
+                    &mut self.terminated,
+                    &mut self.truncated,
+                )?;
+                for (i, &reward) in rewards.iter().enumerate() {
+                    self.rewards[i] = reward as f32;
+                    self.returns[i] += reward;
+                }
+            }
+        }
+        for i in 0..self.num_envs {
+            self.lengths[i] += 1;
+            if self.terminated[i] || self.truncated[i] {
+                self.episodes.push(Episode {
+                    env: i,
+                    episodic_return: std::mem::take(&mut self.returns[i]),
+                    length: std::mem::take(&mut self.lengths[i]),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, actions: Actions<'_>) -> Result<()> {
+        let id = &self.spec.id;
+        match (&self.spec.action_space, actions) {
+            (Space::Discrete { n }, Actions::Discrete(a)) => {
+                if a.len() != self.num_envs {
+                    return invalid(format!("{id}: {} actions for {} environments", a.len(), self.num_envs));
+                }
+                match a.iter().find(|&&a| a as usize >= *n) {
+                    Some(action) => invalid(format!("{id}: action {action} is not in Discrete({n})")),
+                    None => Ok(()),
+                }
+            }
+            (space @ Space::Box { .. }, Actions::Continuous(a)) => {
+                if a.len() != self.num_envs * space.size() {
+                    return invalid(format!("{id}: {} numbers for {} actions of {space}", a.len(), self.num_envs));
+                }
+                match a.iter().find(|a| !a.is_finite()) {
+                    Some(action) => anyhow::bail!("{id}: an action is {action}"),
+                    None => Ok(()),
+                }
+            }
+            (space, _) => invalid(format!("{id}: these actions do not fit {space}")),
+        }
+    }
+
+    /// Id, spaces and limits of the environment.
+    pub fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    /// Number of environments.
+    pub fn num_envs(&self) -> usize {
+        self.num_envs
+    }
+
+    /// Numbers in one observation.
+    pub fn observation_dim(&self) -> usize {
+        self.observations.len() / self.num_envs
+    }
+
+    /// Current observations, `[num_envs, observation_dim]` flattened.
+    pub fn observations(&self) -> &[f32] {
+        &self.observations
+    }
+
+    /// Observations that the last step led to, before any reset: `[num_envs, observation_dim]`
+    /// flattened. Equal to [`VecEnv::observations`] where no episode ended.
+    pub fn final_observations(&self) -> &[f32] {
+        &self.final_observations
+    }
+
+    /// Rewards of the last step, `[num_envs]`.
+    pub fn rewards(&self) -> &[f32] {
+        &self.rewards
+    }
+
+    /// Which environments terminated in the last step, `[num_envs]`.
+    pub fn terminated(&self) -> &[bool] {
+        &self.terminated
+    }
+
+    /// Which environments were truncated in the last step, `[num_envs]`.
+    pub fn truncated(&self) -> &[bool] {
+        &self.truncated
+    }
+
+    /// The episodes that ended in the last step.
+    pub fn episodes(&self) -> &[Episode] {
+        &self.episodes
+    }
+
+    /// Draws environment `index`.
+    ///
+    /// # Errors
+    /// Environments that cannot be drawn.
+    pub fn draw(&self, index: usize, canvas: &mut Canvas) -> Result<()> {
+        match &self.backend {
+            Backend::Native(envs) => envs[index].draw(canvas),
+            Backend::Gymnasium(_) => invalid(format!("--capture-video: {} cannot be drawn", self.spec.id)),
+        }
+    }
+
+    /// Everything that changes, for a checkpoint.
+    pub fn snapshot(&self) -> Result<Snapshot> {
+        let (states, bridge) = match &self.backend {
+            Backend::Native(envs) => (envs.iter().map(|env| env.state()).collect::<Result<_>>()?, Vec::new()),
+            Backend::Gymnasium(bridge) => (Vec::new(), bridge.snapshot()?),
+        };
+        Ok(Snapshot {
+            states,
+            bridge,
+            rngs: self.rngs.clone(),
+            observations: self.observations.clone(),
+            returns: self.returns.clone(),
+            lengths: self.lengths.clone(),
+        })
+    }
+
+    /// Takes on what [`VecEnv::snapshot`] gave.
+    ///
+    /// # Errors
+    /// A snapshot of another environment or another number of environments.
+    pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let n = self.num_envs;
+        if snapshot.rngs.len() != n
+            || snapshot.observations.len() != self.observations.len()
+            || snapshot.returns.len() != n
+            || snapshot.lengths.len() != n
+        {
+            return invalid(format!("{}: the snapshot is not of {n} copies of this environment", self.spec.id));
+        }
+        match &mut self.backend {
+            Backend::Native(envs) => {
+                anyhow::ensure!(snapshot.states.len() == n, "{}: the snapshot lacks states", self.spec.id);
+                for (env, state) in envs.iter_mut().zip(&snapshot.states) {
+                    env.set_state(state)?;
+                }
+            }
+            Backend::Gymnasium(bridge) => bridge.restore(&snapshot.bridge)?,
+        }
+        self.rngs.clone_from(&snapshot.rngs);
+        self.observations.clone_from(&snapshot.observations);
+        self.returns.clone_from(&snapshot.returns);
+        self.lengths.clone_from(&snapshot.lengths);
+        self.episodes.clear();
+        Ok(())
+    }
+}

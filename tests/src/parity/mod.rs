@@ -1,0 +1,98 @@
+//! Replays recordings of the real Python environments.
+//!
+//! Each recording is one JSON file (its layout is described in `golden/record_golden.py`, which
+//! also makes new ones). Whatever was random is in the file; everything else must follow.
+
+pub mod blackjack;
+pub mod box2d;
+pub mod control;
+pub mod minatar;
+pub mod mpe;
+pub mod mujoco;
+pub mod tabular;
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+
+/// What replaying one recording came to.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Every one of `steps` recorded steps was replayed and agreed; `error` is the largest
+    /// difference of any number compared.
+    Replayed {
+        /// Steps compared.
+        steps: usize,
+        /// Largest absolute difference.
+        error: f64,
+    },
+    /// Not replayed because something is not installed; the reason says how to install it.
+    Skipped(String),
+}
+
+/// The folder with the recordings: `$GOLDEN_DIR`, or the committed one.
+pub fn golden_dir() -> PathBuf {
+    std::env::var_os("GOLDEN_DIR")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
+}
+
+/// Replays one recording.
+///
+/// # Errors
+/// A file that cannot be read, an unknown kind, and the first difference found.
+pub fn replay(path: &Path) -> Result<Outcome> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {name}"))?;
+    let doc: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+    if doc["format"] != 1 {
+        bail!("{name}: format {} is unknown, this reader knows 1", doc["format"]);
+    }
+    let outcome = match doc["kind"].as_str() {
+        Some("blackjack") => blackjack::replay(&doc),
+        Some("box2d") => box2d::replay(&doc),
+        Some("control") => control::replay(&doc),
+        Some("minatar") => minatar::replay(&doc),
+        Some("mpe") => mpe::replay(&doc),
+        Some("mujoco") => mujoco::replay(&doc),
+        Some("tabular") => tabular::replay(&doc),
+        _ => bail!("{name}: kind {} is unknown", doc["kind"]),
+    };
+    outcome.with_context(|| format!("{name}"))
+}
+
+/// A number, an array of numbers (nested ones flattened), or `"inf"`, `"-inf"`, `"nan"`.
+pub fn numbers(value: &Value) -> Result<Vec<f64>> {
+    Ok(match value {
+        Value::Array(items) => items.iter().map(numbers).collect::<Result<Vec<_>>>()?.concat(),
+        Value::Number(number) => vec![number.as_f64().context("not a float64")?],
+        Value::String(word) => vec![word.parse()?],
+        other => bail!("{other} is not a number"),
+    })
+}
+
+/// One number.
+pub fn number(value: &Value) -> Result<f64> {
+    match numbers(value)?.as_slice() {
+        [x] => Ok(*x),
+        other => bail!("{other:?} is not one number"),
+    }
+}
+
+/// An array.
+pub fn array(value: &Value) -> Result<&Vec<Value>> {
+    value.as_array().with_context(|| format!("{value} is not an array"))
+}
+
+/// The largest absolute difference; infinite where the lengths differ or a number is not finite
+/// in only one of the two.
+pub fn max_difference(a: &[f64], b: &[f64]) -> f64 {
+    if a.len() != b.len() {
+        return f64::INFINITY;
+    }
+    let difference = |(x, y): (&f64, &f64)| match x == y || (x.is_nan() && y.is_nan()) {
+        true => 0.0,
+        false if (x - y).is_nan() => f64::INFINITY,
+        false => (x - y).abs(),
+    };
+    a.iter().zip(b).map(difference).fold(0.0, f64::max)
+}
