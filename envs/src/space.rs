@@ -49,9 +49,7 @@ impl Space {
             return false;
         }
         match self {
-            Space::Discrete { n } => {
-                values[0] >= 0.0 && values[0] < *n as f32 && values[0].fract() == 0.0
-            }
+            Space::Discrete { n } => values[0] >= 0.0 && values[0] < *n as f32 && values[0].fract() == 0.0,
             Space::Box { low, high, .. } => {
                 values.iter().zip(low).zip(high).all(|((v, l), h)| v >= l && v <= h)
             }

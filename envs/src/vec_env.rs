@@ -230,7 +230,11 @@ impl VecEnv {
             }
             (space @ Space::Box { .. }, Actions::Continuous(a)) => {
                 if a.len() != self.num_envs * space.size() {
-                    return invalid(format!("{id}: {} numbers for {} actions of {space}", a.len(), self.num_envs));
+                    return invalid(format!(
+                        "{id}: {} numbers for {} actions of {space}",
+                        a.len(),
+                        self.num_envs
+                    ));
                 }
                 match a.iter().find(|a| !a.is_finite()) {
                     Some(action) => anyhow::bail!("{id}: an action is {action}"),
@@ -325,7 +329,10 @@ impl VecEnv {
             || snapshot.returns.len() != n
             || snapshot.lengths.len() != n
         {
-            return invalid(format!("{}: the snapshot is not of {n} copies of this environment", self.spec.id));
+            return invalid(format!(
+                "{}: the snapshot is not of {n} copies of this environment",
+                self.spec.id
+            ));
         }
         match &mut self.backend {
             Backend::Native(envs) => {

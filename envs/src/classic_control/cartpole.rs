@@ -62,8 +62,8 @@ impl Env for CartPole {
         let (sin, cos) = theta.sin_cos();
         // θ̈ = (g sin θ − cos θ · temp) / (l (4/3 − m_p cos²θ / m)),  ẍ = temp − m_p l θ̈ cos θ / m
         let temp = (force + POLE_MASS_LENGTH * (theta_dot * theta_dot) * sin) / TOTAL_MASS;
-        let theta_acc = (GRAVITY * sin - cos * temp)
-            / (HALF_LENGTH * (4.0 / 3.0 - MASS_POLE * (cos * cos) / TOTAL_MASS));
+        let theta_acc =
+            (GRAVITY * sin - cos * temp) / (HALF_LENGTH * (4.0 / 3.0 - MASS_POLE * (cos * cos) / TOTAL_MASS));
         let x_acc = temp - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS;
         self.state =
             [x + TAU * x_dot, x_dot + TAU * x_acc, theta + TAU * theta_dot, theta_dot + TAU * theta_acc];
@@ -94,7 +94,11 @@ impl Env for CartPole {
         canvas.line(&[(-X_LIMIT, 0.0), (X_LIMIT, 0.0)], 0.02, palette::GREY);
         canvas.rectangle(x - 0.3, -0.12, 0.6, 0.24, palette::BLACK);
         let length = 4.0 * HALF_LENGTH; // twice its true length, to be seen
-        canvas.line(&[(x, 0.1), (x + length * theta.sin(), 0.1 + length * theta.cos())], 0.1, palette::ORANGE);
+        canvas.line(
+            &[(x, 0.1), (x + length * theta.sin(), 0.1 + length * theta.cos())],
+            0.1,
+            palette::ORANGE,
+        );
         canvas.circle(x, 0.1, 0.05, palette::BLUE);
         Ok(())
     }
