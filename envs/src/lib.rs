@@ -25,7 +25,7 @@ pub use space::Space;
 pub use vec_env::{Actions, Episode, VecEnv};
 
 /// Results of this crate; anything a caller did wrong is an [`InvalidInput`].
-pub type Result<T> = anyhow::Result<T>;
+pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;
 
 /// Something that the caller asked for and that cannot be: an unknown environment id, a space
 /// that does not fit, a missing package. The message is one line that names the thing, the value

@@ -1,0 +1,134 @@
+//! Trained models as safetensors files that any reader of the format understands.
+
+use crate::nn::VarMap;
+use crate::run::write_atomically;
+use anyhow::Context;
+use candle_core::{Device, Tensor};
+use envs::{InvalidInput, Result};
+use safetensors::SafeTensors;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// Something that has named tensors: a network, a table, normalisation statistics.
+pub trait Model {
+    /// Its tensors by name.
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>>;
+
+    /// Takes on the values of the same names and shapes.
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()>;
+}
+
+fn find<'a>(tensors: &'a BTreeMap<String, Tensor>, name: &str) -> Result<&'a Tensor> {
+    tensors.get(name).with_context(|| format!("it holds no tensor {name}"))
+}
+
+impl Model for VarMap {
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(self.named_vars().into_iter().map(|(name, var)| (name, var.as_detached_tensor())).collect())
+    }
+
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, var) in self.named_vars() {
+            let tensor = find(tensors, &name)?;
+            anyhow::ensure!(
+                tensor.shape() == var.shape() && tensor.dtype() == var.dtype(),
+                "its tensor {name} is {:?} of {:?}, not {:?} of {:?}",
+                tensor.shape(),
+                tensor.dtype(),
+                var.shape(),
+                var.dtype()
+            );
+            var.set(&tensor.to_device(var.device())?)?;
+        }
+        Ok(())
+    }
+}
+
+/// A table of numbers, such as Q(s, a), under the name `table`.
+impl Model for Vec<f64> {
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        Ok(BTreeMap::from([("table".into(), Tensor::from_slice(self, self.len(), &Device::Cpu)?)]))
+    }
+
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let table = find(tensors, "table")?.to_vec1::<f64>().context("its table")?;
+        anyhow::ensure!(
+            table.len() == self.len(),
+            "its table has {} entries, not {}",
+            table.len(),
+            self.len()
+        );
+        *self = table;
+        Ok(())
+    }
+}
+
+/// Several models in one file, each under its own prefix.
+impl Model for [(&str, &mut dyn Model)] {
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let mut all = BTreeMap::new();
+        for (prefix, model) in self {
+            all.extend(
+                model.tensors()?.into_iter().map(|(name, tensor)| (format!("{prefix}.{name}"), tensor)),
+            );
+        }
+        Ok(all)
+    }
+
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        for (prefix, model) in self {
+            let prefix = format!("{prefix}.");
+            let own = tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix(&prefix)?, tensor)));
+            model.set_tensors(&own.map(|(name, tensor)| (name.to_string(), tensor.clone())).collect())?;
+        }
+        Ok(())
+    }
+}
+
+impl<const N: usize> Model for [(&str, &mut dyn Model); N] {
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        self.as_slice().tensors()
+    }
+
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        self.as_mut_slice().set_tensors(tensors)
+    }
+}
+
+/// Writes `model`, noting the algorithm and environment it is of.
+pub fn save(path: &Path, algorithm: &str, env_id: &str, model: &dyn Model) -> Result<()> {
+    let metadata = HashMap::from([
+        ("kind".to_string(), "model".to_string()),
+        ("algorithm".to_string(), algorithm.to_string()),
+        ("env_id".to_string(), env_id.to_string()),
+    ]);
+    let tensors: BTreeMap<_, _> = model
+        .tensors()?
+        .into_iter()
+        .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.contiguous()?)))
+        .collect::<Result<_>>()?;
+    write_atomically(path, &safetensors::serialize(&tensors, Some(metadata))?)
+}
+
+/// Reads what [`save`] wrote into `model`.
+///
+/// # Errors
+/// One line each for a file that is missing, corrupt, or of another algorithm, environment or
+/// shape.
+pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -> Result<()> {
+    let refuse =
+        |why: String| anyhow::Error::new(InvalidInput(format!("--eval-only {}: {why}", path.display())));
+    let bytes = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
+    let (_, header) =
+        SafeTensors::read_metadata(&bytes).map_err(|error| refuse(format!("not a model ({error})")))?;
+    let metadata = header.metadata().clone().unwrap_or_default();
+    for (key, wanted) in [("kind", "model"), ("algorithm", algorithm), ("env_id", env_id)] {
+        let found = metadata.get(key).map_or("none", String::as_str);
+        if found != wanted {
+            return Err(refuse(format!("its {key} is {found}, not {wanted}")));
+        }
+    }
+    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+        .map_err(|error| refuse(format!("not a model ({error})")))?;
+    model.set_tensors(&tensors.into_iter().collect()).map_err(|error| refuse(format!("{error:#}")))
+}

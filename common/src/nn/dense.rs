@@ -1,0 +1,369 @@
+//! A dense layer, y = φ(x Wᵀ + b), as one candle operation with its own backward pass.
+//!
+//! Stock candle runs the matrix product, the transpose, the broadcast bias and the activation as
+//! separate operations, sums the bias gradient over its leading dimension slowly, and computes
+//! the gradient of the first layer's input, which nobody needs. Here they are one pass forward
+//! and at most three products backward. On devices other than the CPU the same type runs candle's
+//! own operations.
+
+use super::{Init, VarBuilder, simd};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
+
+/// The function φ after a dense layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Activation {
+    /// φ(z) = z
+    #[default]
+    Identity,
+    /// φ(z) = max(z, 0)
+    Relu,
+    /// φ(z) = tanh z, accurate to 1e-6
+    Tanh,
+}
+
+/// y = φ(x Wᵀ + b).
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Tensor, // [out_dim, in_dim]
+    bias: Tensor,   // [out_dim]
+    activation: Activation,
+}
+
+/// A layer initialised as PyTorch does: W and b uniform in ±1/√in_dim (Kaiming uniform with
+/// a = √5).
+pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
+    let bound = 1.0 / (in_dim as f32).sqrt();
+    let init = Init::Uniform { lo: -bound, up: bound };
+    Linear::create(in_dim, out_dim, init, init, vb)
+}
+
+/// A layer with orthogonal weights of scale `gain` and zero bias, the initialisation that PPO's
+/// implementations use (CleanRL's `layer_init`; gain √2 for hidden layers, 0.01 for policy
+/// outputs, 1 for values).
+pub fn linear_orthogonal(in_dim: usize, out_dim: usize, gain: f64, vb: VarBuilder) -> Result<Linear> {
+    Linear::create(in_dim, out_dim, Init::Orthogonal { gain: gain as f32 }, Init::Const(0.0), vb)
+}
+
+impl Linear {
+    fn create(in_dim: usize, out_dim: usize, weight: Init, bias: Init, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints((out_dim, in_dim), "weight", weight)?,
+            bias: vb.get_with_hints(out_dim, "bias", bias)?,
+            activation: Activation::Identity,
+        })
+    }
+
+    /// From a weight `[out_dim, in_dim]` and a bias `[out_dim]`, without activation.
+    pub fn new(weight: Tensor, bias: Tensor) -> Self {
+        Self { weight, bias, activation: Activation::Identity }
+    }
+
+    /// The same layer followed by `activation`, computed in the same pass.
+    pub fn with_activation(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// The weight, `[out_dim, in_dim]`.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
+    /// The bias, `[out_dim]`.
+    pub fn bias(&self) -> &Tensor {
+        &self.bias
+    }
+
+    /// The same layer with its parameters held constant: gradients flow through it to its input,
+    /// none are computed for its weight and bias. It shares their storage and follows updates.
+    pub fn detach(&self) -> Self {
+        Self { weight: self.weight.detach(), bias: self.bias.detach(), activation: self.activation }
+    }
+}
+
+impl Module for Linear {
+    /// `[batch, in_dim]` to `[batch, out_dim]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            let z = x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
+            return match self.activation {
+                Activation::Identity => Ok(z),
+                Activation::Relu => z.relu(),
+                Activation::Tanh => z.tanh(),
+            };
+        }
+        let op = Dense {
+            activation: self.activation,
+            input_gradient: x.track_op(),
+            parameter_gradient: self.weight.track_op() || self.bias.track_op(),
+        };
+        x.contiguous()?.apply_op3(&self.weight, &self.bias, op)
+    }
+}
+
+struct Dense {
+    activation: Activation,
+    input_gradient: bool,
+    parameter_gradient: bool,
+}
+
+impl CustomOp3 for Dense {
+    fn name(&self) -> &'static str {
+        "dense"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+        bias: &CpuStorage,
+        bias_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, in_dim) = x_layout.shape().dims2()?;
+        let (out_dim, weight_in) = weight_layout.shape().dims2()?;
+        if in_dim != weight_in || bias_layout.shape().elem_count() != out_dim {
+            bail!(
+                "a dense layer of weight {:?} and bias {:?} was given an input of {:?}",
+                weight_layout.shape(),
+                bias_layout.shape(),
+                x_layout.shape()
+            );
+        }
+        let x = slice(x, x_layout)?; //           [batch, in_dim]
+        let weight = slice(weight, weight_layout)?; // [out_dim, in_dim]
+        let bias = slice(bias, bias_layout)?; //  [out_dim]
+        let mut y = Vec::with_capacity(batch * out_dim);
+        for _ in 0..batch {
+            y.extend_from_slice(bias);
+        }
+        // y += x Wᵀ
+        matmul_add(batch, out_dim, in_dim, &mut y, Matrix::rows(x, in_dim), Matrix::columns(weight, in_dim));
+        match self.activation {
+            Activation::Identity => {}
+            Activation::Relu => simd::vectorize(
+                #[inline(always)]
+                || y.iter_mut().for_each(|y| *y = y.max(0.0)),
+            ),
+            Activation::Tanh => simd::vectorize(
+                #[inline(always)]
+                || y.iter_mut().for_each(|y| *y = simd::tanh(*y)),
+            ),
+        }
+        Ok((CpuStorage::F32(y), (batch, out_dim).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        _bias: &Tensor,
+        y: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        // g = ∂L/∂z = ∂L/∂y ⊙ φ'(z), where φ' is a function of y: 1[y > 0], or 1 − y²
+        let grad = grad.contiguous()?;
+        let g = match self.activation {
+            Activation::Identity => grad,
+            activation => grad.apply_op2_no_bwd(y, &ActivationGradient(activation))?,
+        };
+        let (mut grad_weight, mut grad_bias) = (None, None);
+        if self.parameter_gradient {
+            grad_weight = Some(g.apply_op2_no_bwd(&x.contiguous()?, &WeightGradient)?); // gᵀ x
+            grad_bias = Some(g.apply_op1_no_bwd(&SumRows)?); //                            Σ_batch g
+        }
+        let grad_x = match self.input_gradient {
+            true => Some(g.apply_op2_no_bwd(weight, &InputGradient)?), // g W
+            false => None,
+        };
+        Ok((grad_x, grad_weight, grad_bias))
+    }
+}
+
+struct ActivationGradient(Activation);
+
+impl CustomOp2 for ActivationGradient {
+    fn name(&self) -> &'static str {
+        "activation-gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        grad: &CpuStorage,
+        grad_layout: &Layout,
+        y: &CpuStorage,
+        y_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (grad, y) = (slice(grad, grad_layout)?, slice(y, y_layout)?);
+        let mut out = vec![0.0; grad.len()];
+        let relu = self.0 == Activation::Relu;
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                if relu {
+                    for ((out, g), y) in out.iter_mut().zip(grad).zip(y) {
+                        *out = if *y > 0.0 { *g } else { 0.0 };
+                    }
+                } else {
+                    for ((out, g), y) in out.iter_mut().zip(grad).zip(y) {
+                        *out = g * (1.0 - y * y);
+                    }
+                }
+            },
+        );
+        Ok((CpuStorage::F32(out), grad_layout.shape().clone()))
+    }
+}
+
+struct WeightGradient;
+
+impl CustomOp2 for WeightGradient {
+    fn name(&self) -> &'static str {
+        "dense-weight-gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        g: &CpuStorage,
+        g_layout: &Layout,
+        x: &CpuStorage,
+        x_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, out_dim) = g_layout.shape().dims2()?;
+        let in_dim = x_layout.shape().dims2()?.1;
+        let (g, x) = (slice(g, g_layout)?, slice(x, x_layout)?);
+        let out = matmul(out_dim, in_dim, batch, Matrix::columns(g, out_dim), Matrix::rows(x, in_dim));
+        Ok((CpuStorage::F32(out), (out_dim, in_dim).into()))
+    }
+}
+
+struct InputGradient;
+
+impl CustomOp2 for InputGradient {
+    fn name(&self) -> &'static str {
+        "dense-input-gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        g: &CpuStorage,
+        g_layout: &Layout,
+        weight: &CpuStorage,
+        weight_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let (batch, out_dim) = g_layout.shape().dims2()?;
+        let in_dim = weight_layout.shape().dims2()?.1;
+        let (g, weight) = (slice(g, g_layout)?, slice(weight, weight_layout)?);
+        let out = matmul(batch, in_dim, out_dim, Matrix::rows(g, out_dim), Matrix::rows(weight, in_dim));
+        Ok((CpuStorage::F32(out), (batch, in_dim).into()))
+    }
+}
+
+struct SumRows;
+
+impl CustomOp1 for SumRows {
+    fn name(&self) -> &'static str {
+        "sum-rows"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, g_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, out_dim) = g_layout.shape().dims2()?;
+        let g = slice(g, g_layout)?;
+        let mut out = vec![0.0; out_dim];
+        simd::vectorize(
+            #[inline(always)]
+            || {
+                for row in g.chunks_exact(out_dim) {
+                    for (out, g) in out.iter_mut().zip(row) {
+                        *out += g;
+                    }
+                }
+            },
+        );
+        Ok((CpuStorage::F32(out), out_dim.into()))
+    }
+}
+
+/// The values of a contiguous f32 tensor.
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        (CpuStorage::F32(_), None) => bail!("a fused layer wants contiguous tensors, got {layout:?}"),
+        _ => bail!("a fused layer wants f32 tensors"),
+    }
+}
+
+/// A matrix in a slice, by its strides.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    values: &'a [f32],
+    row_stride: isize,
+    column_stride: isize,
+}
+
+impl<'a> Matrix<'a> {
+    /// Stored row after row of `columns` values.
+    pub(super) fn rows(values: &'a [f32], columns: usize) -> Self {
+        Self { values, row_stride: columns as isize, column_stride: 1 }
+    }
+
+    /// The transpose of a matrix stored row after row of `rows` values.
+    pub(super) fn columns(values: &'a [f32], rows: usize) -> Self {
+        Self { values, row_stride: 1, column_stride: rows as isize }
+    }
+
+    fn holds(&self, rows: usize, columns: usize) -> bool {
+        let last = (rows - 1) * self.row_stride as usize + (columns - 1) * self.column_stride as usize;
+        last < self.values.len()
+    }
+}
+
+/// out += a b, with out `[m, n]` row-major, a `[m, k]`, b `[k, n]`.
+pub(super) fn matmul_add(m: usize, n: usize, k: usize, out: &mut [f32], a: Matrix, b: Matrix) {
+    multiply(m, n, k, out.as_mut_ptr(), out.len(), true, a, b);
+}
+
+/// a b, with a `[m, k]` and b `[k, n]`, as `[m, n]` row-major.
+pub(super) fn matmul(m: usize, n: usize, k: usize, a: Matrix, b: Matrix) -> Vec<f32> {
+    if k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut out: Vec<f32> = Vec::with_capacity(m * n);
+    multiply(m, n, k, out.as_mut_ptr(), m * n, false, a, b);
+    // SAFETY: the capacity is m n and `multiply` has written all of these elements (k > 0).
+    unsafe { out.set_len(m * n) };
+    out
+}
+
+#[allow(clippy::too_many_arguments)]
+fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, a: Matrix, b: Matrix) {
+    if m == 0 || n == 0 || k == 0 {
+        return;
+    }
+    assert!(len == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
+    // SAFETY: `out` points to m n writable elements (initialised ones when `add`), and the
+    // assertion above keeps every element of a and b that the strides reach inside its slice.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out,
+            1,
+            n as isize,
+            add,
+            a.values.as_ptr(),
+            a.column_stride,
+            a.row_stride,
+            b.values.as_ptr(),
+            b.column_stride,
+            b.row_stride,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        );
+    }
+}

@@ -1,0 +1,548 @@
+//! One training run: its directory, metrics, progress, checkpoints, evaluation and summary.
+//!
+//! ```text
+//! config.toml           the effective configuration; --config reads it back
+//! metrics.csv           global_step,wall_seconds,tag,value
+//! events.out.tfevents.* the same for TensorBoard
+//! summary.json          what the run was and what it reached
+//! learning_curve.png    episodic return over environment steps
+//! model.safetensors     the trained parameters
+//! agent.gif             an episode of the trained agent, with --capture-video
+//! checkpoint.safetensors  everything that --resume needs
+//! ```
+
+use crate::cli::{self, Evaluation, RunArgs};
+use crate::model::{self, Model};
+use crate::plot::{Curve, learning_curves};
+use crate::tensorboard::EventWriter;
+use crate::{checkpoint, gif};
+use anyhow::{Context, bail};
+use envs::persist::Persist;
+use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fs::{File, OpenOptions};
+use std::io::{BufWriter, IsTerminal, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// The evaluation's environments draw from this seed's streams, apart from the training ones.
+const EVALUATION_SEED: u64 = 0x5EED_0E7A;
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// The run was interrupted by Ctrl-C; its state was saved.
+#[derive(Debug)]
+pub struct Interrupted(String);
+
+impl std::fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
+/// What happened so far; part of the checkpoint.
+#[derive(Default, Serialize, Deserialize)]
+struct History {
+    returns: Vec<(u64, f64)>, // (global step, episodic return) of every finished episode
+    recent: VecDeque<f64>,    // the last 100 returns
+    wall_seconds: f64,
+    metrics_len: u64,
+    events_len: u64,
+}
+
+/// A training run in progress.
+pub struct Run {
+    /// Environment steps to train for: `--total-timesteps`, or 0 with `--eval-only`.
+    pub total_timesteps: usize,
+    algorithm: &'static str,
+    args: RunArgs,
+    dir: PathBuf,
+    metrics: BufWriter<File>,
+    events: Option<EventWriter>,
+    events_path: PathBuf,
+    history: History,
+    started: Instant,
+    console: Console,
+    last_checkpoint: usize,
+    resuming: bool,
+    global_step: usize,
+}
+
+impl Run {
+    /// Creates the run directory, prints the configuration and writes `config.toml`. Call it once
+    /// everything that can be refused has been: nothing is written before.
+    ///
+    /// # Errors
+    /// A directory that cannot be written, or that holds another run already.
+    pub fn start<A: Serialize>(algorithm: &'static str, run_args: &RunArgs, args: &A) -> Result<Self> {
+        let config = cli::to_toml(args)?;
+        let name = run_args.exp_name.as_deref().unwrap_or(algorithm);
+        let existing = run_args.resume.as_ref().or(run_args.eval_only.as_ref());
+        let resuming = run_args.resume.is_some();
+        let evaluating = run_args.eval_only.is_some();
+        let dir = match (existing, &run_args.run_dir) {
+            (Some(dir), _) | (None, Some(dir)) => dir.clone(),
+            (None, None) => {
+                let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+                let env = run_args.env_id.replace(['/', ':'], "-");
+                PathBuf::from(format!("runs/{env}__{name}__{}__{seconds}", run_args.seed))
+            }
+        };
+        let shown = dir.display().to_string();
+        if !evaluating {
+            // Fails early, with the flag's name, where the directory cannot be written.
+            std::fs::create_dir_all(&dir)
+                .and_then(|()| tempfile::NamedTempFile::new_in(&dir).map(drop))
+                .or_else(|error| invalid(format!("--run-dir {shown}: cannot be written: {error}")))?;
+        }
+        if !resuming && !evaluating && dir.join("metrics.csv").exists() {
+            return invalid(format!(
+                "--run-dir {shown}: holds a run already; continue it with --resume {shown}"
+            ));
+        }
+
+        let interrupt = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
+        interrupt.context("installing the Ctrl-C handler")?;
+
+        let (metrics_path, mut history) = (dir.join("metrics.csv"), History::default());
+        let (metrics, events, events_path);
+        if evaluating {
+            (metrics, events, events_path) = (tempfile::tempfile()?, None, PathBuf::new());
+        } else if resuming {
+            checkpoint::describe(&dir, algorithm, &run_args.env_id)?;
+            history.load(&checkpoint::read_item(&dir, "run")?).context("the checkpoint's history")?;
+            let mut file = OpenOptions::new().write(true).open(&metrics_path).context("metrics.csv")?;
+            file.set_len(history.metrics_len)?;
+            file.seek(SeekFrom::End(0))?;
+            metrics = file;
+            events_path = find_events(&dir)?;
+            events = Some(EventWriter::resume(&events_path, history.events_len)?);
+        } else {
+            write_atomically(&dir.join("config.toml"), config.as_bytes())?;
+            metrics = File::create(&metrics_path)?;
+            let mut writer = EventWriter::create(&dir)?;
+            writer.text("config", &format!("```\n{config}```"))?;
+            events = Some(writer);
+            events_path = find_events(&dir)?;
+        }
+        let mut this = Self {
+            total_timesteps: if evaluating { 0 } else { run_args.total_timesteps },
+            algorithm,
+            args: run_args.clone(),
+            console: Console::new(run_args.total_timesteps, evaluating),
+            dir,
+            metrics: BufWriter::with_capacity(1 << 16, metrics),
+            events,
+            events_path,
+            history,
+            started: Instant::now(),
+            last_checkpoint: 0,
+            resuming,
+            global_step: 0,
+        };
+        if !resuming && !evaluating {
+            writeln!(this.metrics, "global_step,wall_seconds,tag,value")?;
+        }
+        this.console.say(&format!("{algorithm} on {} → {shown}\n{config}", run_args.env_id));
+        Ok(this)
+    }
+
+    /// The run directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Whether `--eval-only` was given: nothing is trained, the model is read.
+    pub fn eval_only(&self) -> bool {
+        self.args.eval_only.is_some()
+    }
+
+    /// Saves or restores everything that changes while training. Call it at the top of every
+    /// iteration of the training loop with every such thing:
+    ///
+    /// - the first call of a resumed run loads them from the checkpoint;
+    /// - later calls save them when `--checkpoint-every` steps have passed, and after Ctrl-C, which
+    ///   then ends the run.
+    ///
+    /// # Errors
+    /// A checkpoint that is corrupt, foreign or of another version; a full disk.
+    pub fn checkpoint(
+        &mut self,
+        global_step: &mut usize,
+        items: &mut [(&str, &mut dyn Persist)],
+    ) -> Result<()> {
+        if std::mem::take(&mut self.resuming) {
+            for (name, item) in items.iter_mut() {
+                let bytes = checkpoint::read_item(&self.dir, name)?;
+                item.load(&bytes).map_err(|error| {
+                    let file = checkpoint::path(&self.dir);
+                    InvalidInput(format!("{}: {name} does not fit this run: {error:#}", file.display()))
+                })?;
+            }
+            global_step.load(&checkpoint::read_item(&self.dir, "global_step")?)?;
+            self.last_checkpoint = *global_step;
+            self.console.say(&format!("resumed at step {global_step}"));
+        }
+        self.global_step = *global_step;
+        let every = self.args.checkpoint_every;
+        let interrupted = INTERRUPTED.load(Ordering::Relaxed);
+        let due = every > 0 && *global_step >= self.last_checkpoint + every;
+        if !(due || interrupted) || self.eval_only() {
+            if interrupted {
+                return Err(Interrupted("interrupted".into()).into());
+            }
+            return Ok(());
+        }
+        self.flush()?;
+        self.history.wall_seconds = self.wall_seconds();
+        self.started = Instant::now();
+        self.history.metrics_len = self.metrics.get_ref().metadata()?.len();
+        self.history.events_len = std::fs::metadata(&self.events_path)?.len();
+        let mut saved =
+            vec![("run".to_string(), self.history.save()?), ("global_step".to_string(), global_step.save()?)];
+        for (name, item) in items.iter() {
+            saved.push((name.to_string(), item.save().with_context(|| format!("saving {name}"))?));
+        }
+        checkpoint::write(&self.dir, self.algorithm, &self.args.env_id, &saved)?;
+        self.last_checkpoint = *global_step;
+        if interrupted {
+            self.console.clear();
+            return Err(Interrupted(format!(
+                "interrupted at step {global_step}; continue with --resume {}",
+                self.dir.display()
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Records the episodes that ended in the last environment step.
+    pub fn episodes(&mut self, global_step: usize, episodes: &[Episode]) -> Result<()> {
+        for episode in episodes {
+            self.log(global_step, "charts/episodic_return", episode.episodic_return)?;
+            self.log(global_step, "charts/episodic_length", f64::from(episode.length))?;
+            self.history.returns.push((global_step as u64, episode.episodic_return));
+            if self.history.recent.len() == 100 {
+                self.history.recent.pop_front();
+            }
+            self.history.recent.push_back(episode.episodic_return);
+        }
+        Ok(())
+    }
+
+    /// Records one number and moves the progress bar.
+    ///
+    /// # Errors
+    /// A number that is not finite: the run has diverged, and this says where.
+    pub fn log(&mut self, global_step: usize, tag: &str, value: impl Into<f64>) -> Result<()> {
+        let value = value.into();
+        if !value.is_finite() {
+            self.flush()?;
+            bail!(
+                "{tag} is {value} at step {global_step}: the run has diverged; its results so far are in {}",
+                self.dir.display()
+            );
+        }
+        writeln!(self.metrics, "{global_step},{:.3},{tag},{value}", self.wall_seconds())?;
+        if let Some(events) = &mut self.events {
+            events.scalar(tag, value as f32, global_step as u64)?;
+        }
+        self.global_step = self.global_step.max(global_step);
+        if self.console.due() {
+            self.report()?;
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) -> Result<()> {
+        self.flush()?;
+        let seconds = self.wall_seconds();
+        let sps = self.global_step as f64 / seconds.max(1e-9);
+        let recent = &self.history.recent;
+        let mean = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
+        self.console.update(self.global_step, mean, sps);
+        let step = self.global_step;
+        writeln!(self.metrics, "{step},{seconds:.3},charts/SPS,{sps:.0}")?;
+        if let Some(events) = &mut self.events {
+            events.scalar("charts/SPS", sps as f32, step as u64)?;
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        self.metrics.flush().context("writing metrics.csv")?;
+        if let Some(events) = &mut self.events {
+            events.flush()?;
+        }
+        Ok(())
+    }
+
+    fn wall_seconds(&self) -> f64 {
+        self.history.wall_seconds + self.started.elapsed().as_secs_f64()
+    }
+
+    /// Writes `model` to `model.safetensors`; with `--eval-only` reads it from there instead.
+    ///
+    /// # Errors
+    /// A model of another algorithm, environment or shape.
+    pub fn save_or_load_model(&mut self, model: &mut dyn Model) -> Result<()> {
+        let path = self.dir.join("model.safetensors");
+        if self.eval_only() {
+            return model::load(&path, self.algorithm, &self.args.env_id, model);
+        }
+        if self.args.save_model {
+            model::save(&path, self.algorithm, &self.args.env_id, model)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run: plays `--eval-episodes` episodes with `policy`, which maps observations
+    /// `[n, observation_dim]` to `n` actions, and writes the summary and the plot. The last line
+    /// on standard output is the result.
+    pub fn evaluate<T>(self, policy: impl FnMut(&[f32]) -> Result<Vec<T>>) -> Result<Evaluation>
+    where
+        for<'a> &'a Vec<T>: Into<Actions<'a>>,
+    {
+        let env_id = self.args.env_id.clone();
+        self.evaluate_on(move |num_envs, seed| VecEnv::make(&env_id, num_envs, seed), policy)
+    }
+
+    /// [`Run::evaluate`] on environments that `make(num_envs, seed)` builds.
+    pub fn evaluate_on<T>(
+        mut self,
+        make: impl Fn(usize, u64) -> Result<VecEnv>,
+        mut policy: impl FnMut(&[f32]) -> Result<Vec<T>>,
+    ) -> Result<Evaluation>
+    where
+        for<'a> &'a Vec<T>: Into<Actions<'a>>,
+    {
+        let training_seconds = self.wall_seconds();
+        self.console.clear();
+        let seed = self.args.seed ^ EVALUATION_SEED;
+        let wanted = self.args.eval_episodes;
+        // One episode in each of many environments: taking the first N episodes that end among
+        // fewer environments would favour short ones. Python processes get fewer copies at a time.
+        let batch = if self.args.env_id.starts_with("gym:") { 10 } else { 100 };
+        let mut returns = Vec::with_capacity(wanted);
+        while returns.len() < wanted {
+            let n = batch.min(wanted - returns.len());
+            let mut envs = make(n, seed.wrapping_add(returns.len() as u64))?;
+            let mut result: Vec<Option<f64>> = vec![None; n];
+            while result.iter().any(Option::is_none) {
+                let actions = policy(envs.observations())?;
+                envs.step(&actions)?;
+                for episode in envs.episodes() {
+                    result[episode.env].get_or_insert(episode.episodic_return);
+                }
+            }
+            returns.extend(result.into_iter().flatten());
+        }
+        if self.args.capture_video {
+            self.film(&make, &mut policy, seed)?;
+        }
+        self.finish(&returns, training_seconds)
+    }
+
+    /// Ends the run with evaluation returns that the algorithm measured itself.
+    pub fn finish(mut self, returns: &[f64], training_seconds: f64) -> Result<Evaluation> {
+        let episodes = returns.len();
+        let mean = returns.iter().sum::<f64>() / episodes.max(1) as f64;
+        let variance = returns.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / episodes.max(1) as f64;
+        let eval = Evaluation { mean, std: variance.sqrt(), episodes };
+        if !self.eval_only() {
+            let step = if self.global_step > 0 { self.global_step } else { self.total_timesteps };
+            self.log(step, "eval/episodic_return", mean)?;
+            let sps = step as f64 / training_seconds.max(1e-9);
+            writeln!(self.metrics, "{step},{:.3},charts/SPS,{sps:.0}", self.wall_seconds())?;
+            self.flush()?;
+            let summary = Summary {
+                algorithm: self.algorithm,
+                env_id: &self.args.env_id,
+                seed: self.args.seed,
+                total_timesteps: self.total_timesteps,
+                wall_seconds: training_seconds,
+                sps,
+                eval: &eval,
+                git_commit: git_commit(),
+                version: env!("CARGO_PKG_VERSION"),
+                cpu: cpu_name(),
+            };
+            write_atomically(&self.dir.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
+            self.plot()?;
+        }
+        self.console.clear();
+        println!("eval/episodic_return mean={:.2} std={:.2} episodes={}", eval.mean, eval.std, eval.episodes);
+        Ok(eval)
+    }
+
+    fn plot(&self) -> Result<()> {
+        let runs = [self.history.returns.iter().map(|&(step, value)| (step as f64, value)).collect()];
+        let curve = Curve::from_runs(&format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
+        let spec: Option<Spec> = envs::make(&self.args.env_id).ok().map(|env| env.spec().clone());
+        let solved = spec.and_then(|spec| spec.reward_threshold);
+        let label = solved.map(|threshold| format!("solved: {threshold}"));
+        learning_curves(
+            &self.dir.join("learning_curve.png"),
+            &self.args.env_id,
+            "episodic return",
+            &[curve],
+            solved.zip(label.as_deref()),
+        )
+    }
+
+    fn film<T>(
+        &mut self,
+        make: &impl Fn(usize, u64) -> Result<VecEnv>,
+        policy: &mut impl FnMut(&[f32]) -> Result<Vec<T>>,
+        seed: u64,
+    ) -> Result<()>
+    where
+        for<'a> &'a Vec<T>: Into<Actions<'a>>,
+    {
+        let mut envs = make(1, seed)?;
+        let mut frames = Vec::new();
+        loop {
+            let mut canvas = Canvas::new(480, 320);
+            envs.draw(0, &mut canvas)?;
+            frames.push(canvas.rgb());
+            let actions = policy(envs.observations())?;
+            envs.step(&actions)?;
+            if !envs.episodes().is_empty() || frames.len() >= 1000 {
+                break;
+            }
+        }
+        gif::write_gif(&self.dir.join("agent.gif"), &frames, 480, 320, 33)
+    }
+}
+
+#[derive(Serialize)]
+struct Summary<'a> {
+    algorithm: &'a str,
+    env_id: &'a str,
+    seed: u64,
+    total_timesteps: usize,
+    wall_seconds: f64,
+    sps: f64,
+    eval: &'a Evaluation,
+    git_commit: Option<String>,
+    version: &'a str,
+    cpu: String,
+}
+
+/// Replaces `path` with `bytes` in one step: a reader sees the old file or the new one, whole.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let dir = path.parent().context("a file has a folder")?;
+    let mut file =
+        tempfile::NamedTempFile::new_in(dir).with_context(|| format!("writing {}", path.display()))?;
+    file.write_all(bytes).with_context(|| format!("writing {}", path.display()))?;
+    file.as_file().sync_all()?;
+    // Temporary files are private; results are for everyone who may read the folder.
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
+    }
+    file.persist(path).with_context(|| format!("writing {}", path.display()))?;
+    Ok(())
+}
+
+fn find_events(dir: &Path) -> Result<PathBuf> {
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("events.out.tfevents")) {
+            return Ok(path);
+        }
+    }
+    bail!("{}: holds no TensorBoard event file", dir.display())
+}
+
+/// The commit the sources are at, where git knows it.
+fn git_commit() -> Option<String> {
+    let output = std::process::Command::new("git")
+        .args(["-C", env!("CARGO_MANIFEST_DIR"), "rev-parse", "HEAD"])
+        .stderr(std::process::Stdio::null())
+        .output()
+        .ok()?;
+    output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+}
+
+fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or(std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
+}
+
+/// A progress bar on a terminal; elsewhere a plain line every few seconds.
+struct Console {
+    bar: Option<ProgressBar>,
+    total: usize,
+    started: Instant,
+    last: Instant,
+    calls: u32,
+}
+
+impl Console {
+    fn new(total: usize, quiet: bool) -> Self {
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
+            let style =
+                ProgressStyle::with_template("{bar:32} {human_pos}/{human_len}  {msg}  {elapsed} < {eta}");
+            let bar = ProgressBar::new(total as u64);
+            if let Ok(style) = style {
+                bar.set_style(style.progress_chars("━╸ "));
+            }
+            bar
+        });
+        let now = Instant::now();
+        Self { bar, total, started: now, last: now, calls: 0 }
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| eprintln!("{text}")),
+            None => eprintln!("{text}"),
+        }
+    }
+
+    fn due(&mut self) -> bool {
+        // Reading the clock for every number logged would cost more than logging it.
+        self.calls += 1;
+        if !self.calls.is_multiple_of(64) {
+            return false;
+        }
+        let every = Duration::from_millis(if self.bar.is_some() { 100 } else { 5000 });
+        let due = self.last.elapsed() >= every;
+        if due {
+            self.last = Instant::now();
+        }
+        due
+    }
+
+    fn update(&self, step: usize, mean_return: Option<f64>, sps: f64) {
+        let mean = mean_return.map_or("return –".to_string(), |mean| format!("return {mean:.1}"));
+        match &self.bar {
+            Some(bar) => {
+                bar.set_position(step as u64);
+                bar.set_message(format!("{mean}  {sps:.0} steps/s"));
+            }
+            None => {
+                let left = self.total.saturating_sub(step) as f64 / sps.max(1e-9);
+                let elapsed = self.started.elapsed().as_secs_f64();
+                eprintln!(
+                    "step {step}/{}  {mean}  {sps:.0} steps/s  {elapsed:.0} s elapsed, {left:.0} s left",
+                    self.total
+                );
+            }
+        }
+    }
+
+    fn clear(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
