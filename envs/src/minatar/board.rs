@@ -206,4 +206,19 @@ mod tests {
         corners.set_row_bits(9, 0b10);
         assert_eq!(list(corners), [(0, 0), (9, 0), (1, 9)]);
     }
+
+    #[test]
+    fn a_picture_shows_all_channels_of_a_cell_in_the_middle_of_the_canvas() {
+        // Two channels in the top left cell, in a canvas twice as wide as the board.
+        let mut observation = [0.0; 200];
+        observation[..2].fill(1.0);
+        let mut canvas = Canvas::new(400, 200);
+        draw(&observation, &[palette::BLUE, palette::YELLOW], &mut canvas);
+        let rgb = canvas.rgb();
+        let pixel = |x: usize, y: usize| rgb[3 * (400 * y + x)..][..3].to_vec();
+        assert_eq!(pixel(102, 10), palette::BLUE);
+        assert_eq!(pixel(110, 10), palette::YELLOW);
+        assert_eq!(pixel(130, 10), palette::WHITE);
+        assert_eq!(pixel(50, 10), palette::WHITE);
+    }
 }

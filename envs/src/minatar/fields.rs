@@ -55,7 +55,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// A direction, −1 or +1.
+    /// A direction, −1 or +1, as 0 or 1.
     pub fn direction(&mut self, name: &str, field: &mut i32) -> Result<()> {
         let mut positive = *field > 0;
         self.flag(name, &mut positive)?;
