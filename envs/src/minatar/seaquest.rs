@@ -53,9 +53,10 @@ impl Swimmer {
 }
 
 /// The state, as numbers: the player's column, row and heading; oxygen, divers on board, the
-/// player's gun countdown, whether the stay at the surface has been dealt with; the enemy spawn interval and countdown,
-/// the diver spawn countdown, the enemy move interval, the ramp level; then the player's shots,
-/// the enemy's shots, fish, submarines and divers, oldest first, each list after its length.
+/// player's gun countdown, whether the player has surfaced; the enemy spawn interval and
+/// countdown, the diver spawn countdown, the enemy move interval, the ramp level; then the
+/// player's shots, the enemy's shots, fish, submarines and divers, oldest first, each list after
+/// its length.
 #[derive(Debug, Clone)]
 pub struct Seaquest {
     x: i32, // of the front
