@@ -89,9 +89,9 @@ impl Body {
 
     /// Moves for one step under `force` (N).
     fn integrate(&mut self, force: [f64; 2]) {
-        for axis in 0..2 {
-            self.position[axis] += self.velocity[axis] * DT;
-            self.velocity[axis] = self.velocity[axis] * (1.0 - DAMPING) + force[axis] * DT;
+        for ((x, v), f) in self.position.iter_mut().zip(&mut self.velocity).zip(force) {
+            *x += *v * DT;
+            *v = *v * (1.0 - DAMPING) + f * DT;
         }
         if let Some(max_speed) = self.max_speed {
             let [vx, vy] = self.velocity;
