@@ -1,3 +1,4 @@
 //! t
 
+pub mod plot;
 pub mod tensorboard;
