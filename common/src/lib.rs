@@ -1,4 +1,5 @@
 //! t
 
+pub mod gif;
 pub mod plot;
 pub mod tensorboard;
