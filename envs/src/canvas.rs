@@ -78,6 +78,16 @@ impl Canvas {
             Transform::from_row(sx as f32, 0.0, 0.0, -sy as f32, (-left * sx) as f32, (top * sy) as f32);
     }
 
+    /// Shows the rectangle between these corners as large as it fits, centred, one unit being as
+    /// long upwards as sideways.
+    pub fn fit(&mut self, left: f64, bottom: f64, right: f64, top: f64) {
+        let (w, h) = (f64::from(self.pixmap.width()), f64::from(self.pixmap.height()));
+        let unit = (w / (right - left)).min(h / (top - bottom)); // pixels
+        let (x, y) = ((left + right) / 2.0, (bottom + top) / 2.0);
+        let (half_width, half_height) = (w / unit / 2.0, h / unit / 2.0);
+        self.view(x - half_width, y - half_height, x + half_width, y + half_height);
+    }
+
     /// A filled, axis-aligned rectangle from its lower left corner.
     pub fn rectangle(&mut self, x: f64, y: f64, width: f64, height: f64, color: Color) {
         self.polygon(&[(x, y), (x + width, y), (x + width, y + height), (x, y + height)], color);
