@@ -70,7 +70,7 @@ pub struct VecEnv {
 
 enum Backend {
     Native(Vec<Box<dyn Env>>),
-    Gymnasium(gymnasium::Bridge),
+    Gymnasium(Box<gymnasium::Bridge>),
 }
 
 /// Everything in a [`VecEnv`] that changes.
@@ -95,7 +95,7 @@ impl VecEnv {
             return invalid("--num-envs 0: at least one environment is needed");
         }
         let backend = match env_id.strip_prefix("gym:") {
-            Some(id) => Backend::Gymnasium(gymnasium::Bridge::new(id, num_envs)?),
+            Some(id) => Backend::Gymnasium(Box::new(gymnasium::Bridge::new(id, num_envs)?)),
             None => Backend::Native((0..num_envs).map(|_| make(env_id)).collect::<Result<_>>()?),
         };
         Self::with_backend(backend, num_envs, seed)

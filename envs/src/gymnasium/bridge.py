@@ -1,0 +1,276 @@
+"""Serves copies of a Gymnasium environment to the program that started this process.
+
+Arguments: the environment's id, the number of copies, and `autoreset` or `single`.
+
+Descriptor 1 is a socket to that program, descriptor 0 a pipe that it holds open for as long as it
+lives. The socket carries frames: one byte that names the frame, the number of bytes that follow
+(uint64), and these bytes. Numbers are in the machine's byte order, since both ends run on it.
+
+  request                   answer
+  R  seed (uint64)          observations; copy i is reset with seed + i
+  S  actions                observations, rewards (float64), terminated, truncated (a byte each)
+                            and, with autoreset, the final observation of each copy that ended
+  P                         the copies, pickled
+  U  pickled copies         nothing
+
+An answer is a frame K with what the table says, or E with one line of text. The first frame, K
+with a description of the environment in JSON or E, comes unasked.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+import time
+
+HEADER = struct.Struct("=cQ")
+GRACE = 2.0  # seconds that environments get to close themselves when the program has ended
+FLOATS = ("float16", "float32", "float64")
+
+
+class Refused(Exception):
+    """Something the user can mend; the message says it all."""
+
+
+def take_descriptors():
+    """Takes the pipe and the socket away, so that nothing an environment reads or prints meets them."""
+    lifeline, connection = os.dup(0), os.dup(1)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    return lifeline, socket.socket(fileno=connection)
+
+
+def stand_guard(lifeline, connection):
+    """Leaves a process that ends all others of this session when the program has ended.
+
+    An environment that is stuck, in C code even, never sees that its program is gone. The guard
+    does nothing but wait for that, so it always sees it. A session of our own also keeps Ctrl-C
+    away, which is the program's to handle.
+    """
+    os.setsid()
+    worker = os.getpid()
+    if os.fork() > 0:
+        os.close(lifeline)
+        return
+    connection.close()
+    os.read(lifeline, 1)  # returns when the last holder of the other end is gone
+    deadline = time.monotonic() + GRACE
+    while os.getppid() == worker and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.killpg(0, signal.SIGKILL)  # the worker, what environments started, and the guard itself
+
+
+def one_line(error):
+    """The last line of a traceback, and where it was raised."""
+    text = " ".join(str(error).split())[:1000]
+    if isinstance(error, Refused):
+        return text
+    text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace and trace.tb_frame.f_code.co_filename != "<string>":
+        code = trace.tb_frame.f_code
+        text += f" ({os.path.basename(code.co_filename)}, line {trace.tb_lineno}, in {code.co_name})"
+    return text
+
+
+def pack(code, values):
+    """The bytes of an array, or of a list where NumPy is not there, as numbers of type `code`."""
+    if numpy is None:
+        return array.array(code, values).tobytes()
+    return numpy.asarray(values, code).tobytes()
+
+
+def describe(space, role, dtypes):
+    """What the other end must know of a space; refuses those that it has nothing for."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return {"Discrete": {"n": int(space.n)}}
+    if isinstance(space, gymnasium.spaces.Box) and str(space.dtype) in dtypes:
+        # As text, because JSON has no infinity.
+        low, high = ([repr(float(x)) for x in getattr(bound, "flat", bound)] for bound in (space.low, space.high))
+        if low:
+            shape = [int(length) for length in space.shape]
+            return {"Box": {"shape": shape, "low": low, "high": high, "bytes": str(space.dtype) == "uint8"}}
+    raise Refused(f"its {role} space {space} is not supported; supported are Discrete and Box of {', '.join(dtypes)}")
+
+
+def observation_encoder(space):
+    """A function from an observation to its bytes: float32, or uint8 where the space has these."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        start = int(space.start)
+        return lambda observation: pack("f", [int(observation) - start])
+    code = "B" if str(space.dtype) == "uint8" else "f"
+    size = array.array(code).itemsize
+    for length in space.shape:
+        size *= length
+
+    def encode(observation):
+        data = pack(code, observation)
+        if len(data) != size:
+            raise ValueError(f"an observation of {len(data)} bytes where {space} takes {size}")
+        return data
+
+    return encode
+
+
+def action_decoder(space, num_envs):
+    """A function from the bytes of all copies' actions to these actions."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        start = int(space.start)
+        return lambda data: [start + index for index in memoryview(data).cast("I")]
+    if numpy is not None:
+        # astype copies: environments may write to their action.
+        return lambda data: numpy.frombuffer(data, "f").astype(space.dtype).reshape(num_envs, *space.shape)
+
+    def decode(data):
+        numbers = memoryview(data).cast("f").tolist()
+        size = len(numbers) // num_envs
+        return [numbers[i * size : (i + 1) * size] for i in range(num_envs)]
+
+    return decode
+
+
+def set_dict(instance, state):
+    instance.__dict__.update(state)
+
+
+def pickle_whole(value):
+    """Pickles what `value` is, not how it was built.
+
+    Environments derived from EzPickle pickle the arguments of their constructor alone and would
+    come back at the start of another episode.
+    """
+    import copyreg
+    import io
+    import pickle
+
+    class Pickler(pickle.Pickler):
+        def reducer_override(self, value):
+            if isinstance(value, gymnasium.utils.EzPickle):
+                return copyreg.__newobj__, (type(value),), value.__dict__, None, None, set_dict
+            return NotImplemented
+
+    file = io.BytesIO()
+    Pickler(file, protocol=4).dump(value)
+    return file.getvalue()
+
+
+class Server:
+    """The copies, and what can be asked of them."""
+
+    def __init__(self, env_id, num_envs, autoreset):
+        try:
+            self.envs = [gymnasium.make(env_id, disable_env_checker=True) for _ in range(num_envs)]
+        except gymnasium.error.Error as error:
+            # Unknown ids and packages that are missing: Gymnasium's message says what to do.
+            raise Refused(str(error)) from None
+        self.autoreset = autoreset
+        env, dtypes = self.envs[0], FLOATS
+        self.description = {
+            "observation_space": describe(env.observation_space, "observation", (*FLOATS, "uint8")),
+            "action_space": describe(env.action_space, "action", FLOATS),
+            "max_episode_steps": env.spec.max_episode_steps,
+            "reward_threshold": env.spec.reward_threshold,
+        }
+        self.encode = observation_encoder(env.observation_space)
+        self.decode = action_decoder(env.action_space, num_envs)
+        self.requests = {b"R": self.reset, b"S": self.step, b"P": self.save, b"U": self.load}
+
+    def reset(self, data):
+        (seed,) = struct.unpack("=Q", data)
+        return b"".join(self.encode(env.reset(seed=seed + i)[0]) for i, env in enumerate(self.envs))
+
+    def step(self, data):
+        observations, rewards, terminations, truncations, finals = [], [], [], [], []
+        for env, action in zip(self.envs, self.decode(data)):
+            observation, reward, terminated, truncated, _ = env.step(action)
+            observation = self.encode(observation)
+            if self.autoreset and (terminated or truncated):
+                finals.append(observation)
+                observation = self.encode(env.reset()[0])
+            observations.append(observation)
+            rewards.append(reward)
+            terminations.append(bool(terminated))
+            truncations.append(bool(truncated))
+        rewards = struct.pack(f"={len(rewards)}d", *rewards)
+        return b"".join([*observations, rewards, bytes(terminations), bytes(truncations), *finals])
+
+    def save(self, _):
+        try:
+            return pickle_whole(self.envs)
+        except Exception as error:
+            raise Refused(f"Python cannot pickle this environment, so no checkpoint can hold it: {one_line(error)}")
+
+    def load(self, data):
+        import pickle
+
+        envs = pickle.loads(data)
+        if [type(env) for env in envs] != [type(env) for env in self.envs]:
+            raise Refused(f"the state is not of {len(self.envs)} copies of this environment")
+        self.envs = envs
+        return b""
+
+    def close(self):
+        for env in self.envs:
+            env.close()
+
+
+def send(connection, name, data):
+    connection.sendall(HEADER.pack(name, len(data)) + data)
+
+
+def send_error(connection, error):
+    send(connection, b"E", one_line(error).encode("utf-8", "replace"))
+
+
+def serve(connection, server):
+    """Answers requests until the program closes its end."""
+    requests = connection.makefile("rb")
+    while len(header := requests.read(HEADER.size)) == HEADER.size:
+        name, length = HEADER.unpack(header)
+        data = requests.read(length)
+        try:
+            answer = server.requests[name](data)
+        except BaseException as error:  # SystemExit too: an environment must not end its server
+            send_error(connection, error)
+        else:
+            send(connection, b"K", answer)
+
+
+def main():
+    global gymnasium, numpy
+    lifeline, connection = take_descriptors()
+    stand_guard(lifeline, connection)
+    env_id, num_envs, mode = sys.argv[1:]
+    try:
+        try:
+            import gymnasium
+        except ModuleNotFoundError as error:
+            if error.name != "gymnasium":
+                raise
+            raise Refused(
+                f"{sys.executable} has no package gymnasium; install it with `{sys.executable} -m pip install "
+                "gymnasium==1.4.0`, or name another interpreter in PLAINRL_PYTHON"
+            ) from None
+        try:
+            import numpy  # Gymnasium needs it; an environment that needs neither can do without
+        except ModuleNotFoundError:
+            numpy = None
+        server = Server(env_id, int(num_envs), mode == "autoreset")
+    except BaseException as error:
+        send_error(connection, error)
+        return
+    send(connection, b"K", json.dumps(server.description).encode())
+    serve(connection, server)
+    server.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the program ended in the middle of a frame
