@@ -53,7 +53,7 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam, α
-    #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 2e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Parallel environments
     #[arg(long, default_value_t = 4, value_parser = cli::positive)]
