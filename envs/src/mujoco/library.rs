@@ -9,6 +9,7 @@
 use super::installation::{INSTALL, Installation, Overrides};
 use crate::{InvalidInput, Result, invalid};
 use anyhow::{Context, bail, ensure};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
@@ -135,11 +136,17 @@ enum Opened {
     Unknown(String),
 }
 
+thread_local! {
+    /// Whether this thread is compiling a model.
+    static COMPILING: Cell<bool> = const { Cell::new(false) };
+}
+
 /// MuJoCo's warnings (an unstable simulation, say) would go to a log file in the working folder;
-/// the first goes to standard error instead, and those after it, which repeat it, nowhere.
+/// the first goes to standard error instead, and those after it, which repeat it, nowhere. What
+/// it says about a model (something in it is deprecated) is for the model's author.
 unsafe extern "C" fn warn(message: *const c_char) {
     static WARNED: AtomicBool = AtomicBool::new(false);
-    if !WARNED.swap(true, Ordering::Relaxed) && !message.is_null() {
+    if !message.is_null() && !COMPILING.get() && !WARNED.swap(true, Ordering::Relaxed) {
         // SAFETY: MuJoCo passes a string that ends with a zero byte and lives during this call.
         let message = unsafe { CStr::from_ptr(message) };
         eprintln!("MuJoCo: {}", message.to_string_lossy());
@@ -262,9 +269,11 @@ impl Library {
         }
         let name = CString::new(path.to_string_lossy().as_bytes())?;
         let mut error: [c_char; 1000] = [0; 1000];
+        COMPILING.set(true);
         // SAFETY: the name ends with a zero byte, no virtual file system is given, and the length
         // of the error buffer is its own.
         let raw = unsafe { (self.load_xml)(name.as_ptr(), null(), error.as_mut_ptr(), error.len() as c_int) };
+        COMPILING.set(false);
         let Some(raw) = NonNull::new(raw) else { bail!("{}: {}", path.display(), text(&error)) };
         // SAFETY: this library just compiled the model and nothing else holds it.
         let model = Arc::new(unsafe { Model::new(self, raw)? });

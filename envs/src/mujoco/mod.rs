@@ -3,7 +3,8 @@
 //! Todorov, Erez & Tassa, "MuJoCo: A physics engine for model-based control" (2012). The library
 //! is opened at run time and the models are read from Gymnasium's Python package; one command
 //! installs both, [`INSTALL`]. The tasks are held against recordings of Gymnasium 1.4.0 with
-//! libmujoco 4.0.0: same initial state and actions, same observations to the last bit.
+//! libmujoco 4.0.0: from the same initial state and actions the same observations and rewards,
+//! to the last bit but for roundings of sines, cosines and distances.
 //!
 //! As in Gymnasium actions are not clipped: MuJoCo clamps the controls to their range, and the
 //! control costs are of the action as it was given.
