@@ -65,7 +65,8 @@ impl Installation {
             _ => Some(ask_python(overrides.python.as_ref())?),
         };
         let libraries = match (library, &asked) {
-            (Some(file), _) if file.is_file() => vec![file],
+            // A bare name would be looked for in the system's folders instead of here.
+            (Some(file), _) if file.is_file() => vec![std::path::absolute(file)?],
             (Some(file), _) => return invalid(format!("MUJOCO_LIB={}: no such file", file.display())),
             (None, Some(Packages { mujoco: Some(folder), .. })) => libraries_in(folder),
             (None, _) => Vec::new(),

@@ -197,7 +197,10 @@ impl Library {
         let handle = match unsafe { libloading::Library::new(path) } {
             Ok(handle) => handle,
             Err(error) => {
-                return invalid(format!("{}: not a library that can be opened ({error})", path.display()));
+                let (path, reason) = (path.display(), anyhow::Error::from(error));
+                return invalid(format!(
+                    "MuJoCo tasks: {path} cannot be opened as a library ({reason:#}); install it with: {INSTALL}"
+                ));
             }
         };
         /// The function of this name; its type is that of the field it is stored in.
@@ -283,8 +286,8 @@ impl Library {
 
     /// Checks every offset and state mask on a model whose quantities are known by hand.
     ///
-    /// A block of 3 kg slides along x against friction of 5 N, pushed by a motor whose gear
-    /// makes 8 N of the control 2, and from outside by 7 N along y.
+    /// A block of 3 kg slides along x against dry friction of 5 N and a damper, pushed by a motor
+    /// whose gear makes 8 N of the control 2, and from outside by 7 N along y.
     fn verify(&'static self) -> Result<()> {
         const MODEL: &CStr = c"<mujoco>
             <option timestep='0.125' gravity='0 0 0'/>
@@ -292,7 +295,7 @@ impl Library {
             <worldbody>
                 <geom type='plane' size='1 2 3'/>
                 <body name='block' pos='0 0 2'>
-                    <joint name='slide' type='slide' axis='1 0 0' frictionloss='5'/>
+                    <joint name='slide' type='slide' axis='1 0 0' damping='2' frictionloss='5'/>
                     <inertial pos='0.25 0 0' mass='3' diaginertia='1 1 1'/>
                     <geom type='capsule' size='0.5 0.75' pos='0 0.5 0' euler='90 0 0'/>
                     <site pos='0 0 0.5'/>
