@@ -44,10 +44,10 @@ def take_descriptors():
 
 
 def stand_guard(lifeline, connection):
-    """Leaves a process that ends all others of this session when the program has ended.
+    """Leaves a process that ends its whole process group when the program has ended.
 
     An environment that is stuck, in C code even, never sees that its program is gone. The guard
-    does nothing but wait for that, so it always sees it. A session of our own also keeps Ctrl-C
+    does nothing but wait for that, so it always sees it. A group of our own also keeps Ctrl-C
     away, which is the program's to handle.
     """
     os.setsid()
