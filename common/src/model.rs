@@ -6,7 +6,7 @@ use anyhow::Context;
 use candle_core::{Device, Tensor};
 use envs::{InvalidInput, Result};
 use safetensors::SafeTensors;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// Something that has named tensors: a network, a table, normalisation statistics.
@@ -97,17 +97,27 @@ impl<const N: usize> Model for [(&str, &mut dyn Model); N] {
 
 /// Writes `model`, noting the algorithm and environment it is of.
 pub fn save(path: &Path, algorithm: &str, env_id: &str, model: &dyn Model) -> Result<()> {
-    let metadata = HashMap::from([
-        ("kind".to_string(), "model".to_string()),
-        ("algorithm".to_string(), algorithm.to_string()),
-        ("env_id".to_string(), env_id.to_string()),
-    ]);
+    let metadata = [("algorithm", algorithm), ("env_id", env_id), ("kind", "model")];
     let tensors: BTreeMap<_, _> = model
         .tensors()?
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.contiguous()?)))
         .collect::<Result<_>>()?;
-    write_atomically(path, &safetensors::serialize(&tensors, Some(metadata))?)
+    write_atomically(path, &serialize(&tensors, metadata)?)
+}
+
+/// The bytes of a safetensors file. The crate takes its metadata as a `HashMap`, whose order is
+/// another each time; written here in a fixed order, equal models are equal files.
+fn serialize(tensors: &BTreeMap<String, Tensor>, metadata: [(&str, &str); 3]) -> Result<Vec<u8>> {
+    let bytes = safetensors::serialize(tensors, None)?;
+    // The length of the header as a little-endian u64, the header as JSON, the tensors' data.
+    let (length, rest) = bytes.split_at(8);
+    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into()?) as usize);
+    let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header)?;
+    header.insert("__metadata__".into(), serde_json::to_value(BTreeMap::from(metadata))?);
+    let mut header = serde_json::to_vec(&header)?;
+    header.resize(header.len().next_multiple_of(8), b' '); // keeps the data aligned
+    Ok([&(header.len() as u64).to_le_bytes(), header.as_slice(), data].concat())
 }
 
 /// Reads what [`save`] wrote into `model`.
@@ -131,4 +141,29 @@ pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| refuse(format!("not a model ({error})")))?;
     model.set_tensors(&tensors.into_iter().collect()).map_err(|error| refuse(format!("{error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_models_are_equal_files_and_are_read_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let mut table = vec![1.5, -2.0, 3.25];
+        let file = |table: &mut Vec<f64>| {
+            save(&path, "q_learning", "CliffWalking-v1", &[("a", table as &mut dyn Model)]).unwrap();
+            std::fs::read(&path).unwrap()
+        };
+        let first = file(&mut table);
+        for _ in 0..20 {
+            assert_eq!(file(&mut table), first);
+        }
+        let mut read = vec![0.0; 3];
+        load(&path, "q_learning", "CliffWalking-v1", &mut [("a", &mut read as _)]).unwrap();
+        assert_eq!(read, table);
+        let error = load(&path, "ppo", "CliffWalking-v1", &mut [("a", &mut read as _)]).unwrap_err();
+        assert!(error.to_string().contains("its algorithm is q_learning, not ppo"), "{error}");
+    }
 }
