@@ -202,6 +202,9 @@ fn expected_episode(model: &TransitionModel, policy: &Policy, max_steps: u32) ->
                 continue;
             }
             for (outcomes, &action_probability) in actions.iter().zip(policy.row(state)) {
+                if action_probability == 0.0 {
+                    continue;
+                }
                 for outcome in outcomes {
                     let probability = distribution[state] * action_probability * outcome.probability;
                     expected_return += probability * outcome.reward;

@@ -31,7 +31,16 @@
 //!
 //! Run `cargo run -p q_learning`: a greedy return of −13 on CliffWalking-v1, the shortest way along
 //! the cliff's edge, in less than a second; while it explores (ε = 0.1) it falls off now and then
-//! and collects about −50 an episode (Sutton & Barto 2018, example 6.6).
+//! and collects about −50 an episode (Sutton & Barto 2018, example 6.6). With `--double` it long
+//! keeps a row or two away from the edge (−17): each table has to learn of the cliff by itself.
+//!
+//! ```text
+//! --env-id Taxi-v4 --total-timesteps 500000                              about 7.9, the optimum
+//! --env-id FrozenLake-v1 --total-timesteps 200000 --gamma 0.99 --start-e 1 --learning-rate 0.05
+//!                                                                        about 0.74, the optimum
+//! ```
+//!
+//! On slippery ground a small α is needed: the last few steps alone are a poor average.
 
 use anyhow::Result;
 use clap::Parser;
@@ -102,8 +111,22 @@ struct Transition {
     state: usize,
     action: usize,
     reward: f64,
-    next_state: usize, // the true one that the step led to, not the first of the next episode
-    terminated: bool,  // not set by a time limit: value lies beyond that
+    next_state: usize,
+    terminated: bool, // not set by a time limit: value lies beyond that
+}
+
+impl Transition {
+    /// The step that `envs`, one environment, just took by `action` from `state`.
+    fn last(envs: &VecEnv, state: usize, action: usize) -> Self {
+        Self {
+            state,
+            action,
+            reward: f64::from(envs.rewards()[0]),
+            // Easy to miss and fatal: `observations` may be those of the next episode already.
+            next_state: envs.final_observations()[0] as usize,
+            terminated: envs.terminated()[0],
+        }
+    }
 }
 
 /// Q, or with Double Q-learning Q₁ and Q₂.
@@ -219,13 +242,7 @@ fn train(args: Args) -> Result<()> {
         run.episodes(global_step, envs.episodes())?;
 
         // Learn.
-        let step = Transition {
-            state,
-            action,
-            reward: f64::from(envs.rewards()[0]),
-            next_state: envs.final_observations()[0] as usize,
-            terminated: envs.terminated()[0],
-        };
+        let step = Transition::last(&envs, state, action);
         let td_error = q.update(&step, args.learning_rate, args.gamma, &mut rng);
 
         if global_step.is_multiple_of(100) {

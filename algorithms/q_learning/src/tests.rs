@@ -28,6 +28,27 @@ fn targets_are_the_equations() {
 }
 
 #[test]
+fn a_time_limit_is_no_terminal_state() {
+    // Taxi is cut off after 200 steps; driving south, it stands at the wall by then.
+    let mut envs = VecEnv::make("Taxi-v4", 1, 1).unwrap();
+    for _ in 0..199 {
+        envs.step(&[0]).unwrap();
+    }
+    let state = envs.observations()[0] as usize;
+    envs.step(&[0]).unwrap();
+    assert!(envs.truncated()[0]);
+    assert_ne!(envs.observations()[0] as usize, state);
+    let step = Transition::last(&envs, state, 0);
+    assert_eq!((step.next_state, step.terminated, step.reward), (state, false, -1.0));
+    // The goal, right at the end of the cliff, is one.
+    let mut envs = VecEnv::make("CliffWalking-v1", 1, 1).unwrap();
+    let way = [&[0][..], &[1; 11], &[2]].concat();
+    way.iter().for_each(|&action| envs.step(&[action]).unwrap());
+    let step = Transition::last(&envs, 35, 2);
+    assert_eq!((step.next_state, step.terminated, step.reward), (47, true, -1.0));
+}
+
+#[test]
 fn an_update_moves_one_entry_of_one_table_by_alpha_delta() {
     let rng = &mut rng(1, 0);
     let mut q = ActionValues::new(2, 2, false);
