@@ -6,7 +6,7 @@ use anyhow::Context;
 use candle_core::{Device, Tensor};
 use envs::{InvalidInput, Result};
 use safetensors::SafeTensors;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 /// Something that has named tensors: a network, a table, normalisation statistics.
@@ -95,29 +95,30 @@ impl<const N: usize> Model for [(&str, &mut dyn Model); N] {
     }
 }
 
+/// What a file is, as safetensors metadata. All of it is one entry of JSON with sorted keys: the
+/// format's own map is written in an order that differs from process to process, and the same
+/// run must give the same bytes.
+pub(crate) fn describe<const N: usize>(fields: [(&str, &str); N]) -> HashMap<String, String> {
+    let fields: serde_json::Map<_, _> =
+        fields.into_iter().map(|(key, value)| (key.to_string(), value.into())).collect();
+    HashMap::from([("plainrl".to_string(), serde_json::Value::Object(fields).to_string())])
+}
+
+/// What [`describe`] wrote; empty where it did not.
+pub(crate) fn description(header: &safetensors::tensor::Metadata) -> BTreeMap<String, String> {
+    let text = header.metadata().as_ref().and_then(|fields| fields.get("plainrl"));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
 /// Writes `model`, noting the algorithm and environment it is of.
 pub fn save(path: &Path, algorithm: &str, env_id: &str, model: &dyn Model) -> Result<()> {
-    let metadata = [("algorithm", algorithm), ("env_id", env_id), ("kind", "model")];
+    let metadata = describe([("kind", "model"), ("algorithm", algorithm), ("env_id", env_id)]);
     let tensors: BTreeMap<_, _> = model
         .tensors()?
         .into_iter()
         .map(|(name, tensor)| Ok((name, tensor.to_device(&Device::Cpu)?.contiguous()?)))
         .collect::<Result<_>>()?;
-    write_atomically(path, &serialize(&tensors, metadata)?)
-}
-
-/// The bytes of a safetensors file. The crate takes its metadata as a `HashMap`, whose order is
-/// another each time; written here in a fixed order, equal models are equal files.
-fn serialize(tensors: &BTreeMap<String, Tensor>, metadata: [(&str, &str); 3]) -> Result<Vec<u8>> {
-    let bytes = safetensors::serialize(tensors, None)?;
-    // The length of the header as a little-endian u64, the header as JSON, the tensors' data.
-    let (length, rest) = bytes.split_at(8);
-    let (header, data) = rest.split_at(u64::from_le_bytes(length.try_into()?) as usize);
-    let mut header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header)?;
-    header.insert("__metadata__".into(), serde_json::to_value(BTreeMap::from(metadata))?);
-    let mut header = serde_json::to_vec(&header)?;
-    header.resize(header.len().next_multiple_of(8), b' '); // keeps the data aligned
-    Ok([&(header.len() as u64).to_le_bytes(), header.as_slice(), data].concat())
+    write_atomically(path, &safetensors::serialize(&tensors, Some(metadata))?)
 }
 
 /// Reads what [`save`] wrote into `model`.
@@ -131,7 +132,7 @@ pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -
     let bytes = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
     let (_, header) =
         SafeTensors::read_metadata(&bytes).map_err(|error| refuse(format!("not a model ({error})")))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
+    let metadata = description(&header);
     for (key, wanted) in [("kind", "model"), ("algorithm", algorithm), ("env_id", env_id)] {
         let found = metadata.get(key).map_or("none", String::as_str);
         if found != wanted {
@@ -141,29 +142,4 @@ pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| refuse(format!("not a model ({error})")))?;
     model.set_tensors(&tensors.into_iter().collect()).map_err(|error| refuse(format!("{error:#}")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn equal_models_are_equal_files_and_are_read_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("model.safetensors");
-        let mut table = vec![1.5, -2.0, 3.25];
-        let file = |table: &mut Vec<f64>| {
-            save(&path, "q_learning", "CliffWalking-v1", &[("a", table as &mut dyn Model)]).unwrap();
-            std::fs::read(&path).unwrap()
-        };
-        let first = file(&mut table);
-        for _ in 0..20 {
-            assert_eq!(file(&mut table), first);
-        }
-        let mut read = vec![0.0; 3];
-        load(&path, "q_learning", "CliffWalking-v1", &mut [("a", &mut read as _)]).unwrap();
-        assert_eq!(read, table);
-        let error = load(&path, "ppo", "CliffWalking-v1", &mut [("a", &mut read as _)]).unwrap_err();
-        assert!(error.to_string().contains("its algorithm is q_learning, not ppo"), "{error}");
-    }
 }

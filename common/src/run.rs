@@ -32,8 +32,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 
 /// Steps after which an evaluation cuts off an episode of an environment without a time limit, as
-/// a greedy policy may walk in circles for ever: the half hour of play, 108,000 frames of which
-/// every fourth is acted on, that limits Atari games (Machado et al. 2018, arXiv:1709.06009).
+/// a greedy policy may walk in circles for ever. It is what Gymnasium limits Atari games to: half an
+/// hour of play, 108,000 frames of which every fourth is acted on.
 pub const MAX_EVALUATION_STEPS: u32 = 27_000;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

@@ -20,7 +20,8 @@
 //!
 //! ```text
 //! y    = r + γ (1 − terminated) max_a' Q(s', a'; θ⁻)
-//! L(θ) = E_{(s, a, r, s') ~ replay}[ (y − Q(s, a; θ))² ]        ∇_θ y = 0
+//! L(θ) = E_{(s, a, r, s') ~ replay}[ ℓ(y − Q(s, a; θ)) ]        ∇_θ y = 0
+//! ℓ(δ) = ½ δ² where |δ| ≤ 1, |δ| − ½ elsewhere                  errors count as at most 1
 //! θ⁻   ← (1 − τ) θ⁻ + τ θ     every target_network_frequency steps (τ = 1: a plain copy)
 //! ```
 //!
@@ -221,9 +222,14 @@ fn td_targets(batch: &Batch, next_q_values: &[f32], gamma: f32) -> Vec<f32> {
         .collect()
 }
 
-/// E[ (y − Q(s, a; θ))² ], from Q(s, a; θ) `[batch]` and y `[batch]`.
+/// E[ ℓ(y − Q(s, a; θ)) ], from Q(s, a; θ) `[batch]` and y `[batch]`. The paper clips the error of
+/// the update to [−1, 1], which is the gradient of Huber's loss ℓ: one surprising step cannot
+/// throw the network far.
 fn td_loss(q_values: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    Ok((targets - q_values)?.sqr()?.mean_all()?)
+    let error = (targets - q_values)?.abs()?;
+    let inside = error.clamp(0.0, 1.0)?;
+    // ½ min(|δ|, 1)² + (|δ| − min(|δ|, 1))
+    Ok(((inside.sqr()? * 0.5)? + (error - inside)?)?.mean_all()?)
 }
 
 /// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps.
