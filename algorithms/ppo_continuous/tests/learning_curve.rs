@@ -21,7 +21,7 @@ fn refuses_bad_input() {
     refuses(&["--num-minibatches", "3"], &["--num-minibatches 3", "2048"]);
     refuses(&["--num-minibatches", "0"], &["'0'", "--num-minibatches", "at least 1"]);
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
-    refuses(&["--gae-lambda", "-0.1"], &["'-0.1'", "--gae-lambda", "0 to 1"]);
+    refuses(&["--gae-lambda=-0.1"], &["'-0.1'", "--gae-lambda", "0 to 1"]);
     refuses(&["--clip-coef", "inf"], &["'inf'", "--clip-coef", "finite"]);
     refuses(&["--max-grad-norm", "0"], &["'0'", "--max-grad-norm", "above 0"]);
     refuses(&["--target-kl", "0"], &["'0'", "--target-kl", "above 0"]);
