@@ -8,17 +8,15 @@ struct Point {
     x: f64,
 }
 
-impl Point {
-    fn new() -> Box<dyn Env> {
-        let spec = Spec {
-            id: "Point".into(),
-            observation_space: Space::uniform(1, f32::NEG_INFINITY, f32::INFINITY),
-            action_space: Space::uniform(1, -1.0, 1.0),
-            max_episode_steps: None,
-            reward_threshold: None,
-        };
-        Box::new(Self { spec, x: 0.0 })
-    }
+fn point() -> Box<dyn Env> {
+    let spec = Spec {
+        id: "Point".into(),
+        observation_space: Space::uniform(1, f32::NEG_INFINITY, f32::INFINITY),
+        action_space: Space::uniform(1, -1.0, 1.0),
+        max_episode_steps: None,
+        reward_threshold: None,
+    };
+    Box::new(Point { spec, x: 0.0 })
 }
 
 impl Env for Point {
@@ -55,7 +53,7 @@ fn args(flags: &[&str]) -> Args {
 fn the_plan_is_the_one_of_the_riccati_equation() {
     let flags = ["--horizon", "3", "--population", "200", "--elites", "20", "--iterations", "30"];
     let args = args(&flags);
-    let mut planner = Planner::new(Point::new(), &args).unwrap();
+    let mut planner = Planner::new(point(), &args).unwrap();
     let (x, mut rng) = (0.8, rng(1, 0));
     planner.act(&State(vec![x]), &mut rng).unwrap();
     // P₂ = 1, P₁ = 1 + P₂ − P₂² / (1 + P₂) = 1.5, and a_k = −P_{k+1} / (1 + P_{k+1}) x_k:
@@ -76,7 +74,7 @@ fn the_plan_is_the_one_of_the_riccati_equation() {
 #[test]
 fn the_distribution_moves_to_the_best_plans() {
     let args = args(&["--horizon", "2", "--population", "4", "--elites", "2", "--smoothing", "0.25"]);
-    let mut planner = Planner::new(Point::new(), &args).unwrap();
+    let mut planner = Planner::new(point(), &args).unwrap();
     planner.mean = vec![0.4, -0.4];
     planner.std = vec![0.5, 0.5];
     planner.plans = vec![9.0, 9.0, 0.1, 0.2, 9.0, 9.0, 0.5, -0.6];
@@ -92,7 +90,7 @@ fn the_distribution_moves_to_the_best_plans() {
 #[test]
 fn plans_are_drawn_from_the_distribution_and_held_to_the_action_space() {
     let args = args(&["--horizon", "2", "--population", "20000"]);
-    let mut planner = Planner::new(Point::new(), &args).unwrap();
+    let mut planner = Planner::new(point(), &args).unwrap();
     planner.mean = vec![0.1, 0.9];
     planner.std = vec![0.2, 0.3];
     planner.sample(&mut rng(1, 0));
@@ -133,7 +131,7 @@ fn the_next_plan_begins_with_the_rest_of_this_one() {
     let cold = args(&["--horizon", "3", "--warm-start", "false"]);
     let warm = args(&["--horizon", "3"]);
     for (args, expected) in [(&warm, [0.2, 0.3, 0.3]), (&cold, [0.0; 3])] {
-        let mut planner = Planner::new(Point::new(), args).unwrap();
+        let mut planner = Planner::new(point(), args).unwrap();
         planner.mean = vec![0.1, 0.2, 0.3];
         planner.std = vec![0.01; 3];
         planner.begin();
