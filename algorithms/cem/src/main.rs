@@ -39,7 +39,7 @@ use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, rng};
 use common::gif::write_gif;
-use common::run::Run;
+use common::run::{MAX_EVALUATION_STEPS, Run};
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -298,13 +298,14 @@ fn evaluate(args: &Args) -> Result<Vec<f64>> {
 fn episode_return(args: &Args, index: usize, mut watch: impl FnMut(&VecEnv) -> Result<()>) -> Result<f64> {
     let seed = (args.run.seed ^ EVALUATION_SEED).wrapping_add(index as u64);
     let (mut envs, mut planner, mut rng) = set_up(args, seed)?;
-    loop {
+    for _ in 0..MAX_EVALUATION_STEPS {
         watch(&envs)?;
         envs.step(planner.act(&envs.state(0)?, &mut rng)?)?;
         if let Some(episode) = envs.episodes().first() {
             return Ok(episode.episodic_return);
         }
     }
+    Ok(envs.running_returns()[0]) // of an environment without a time limit
 }
 
 /// The first evaluation episode, as `agent.gif`.
