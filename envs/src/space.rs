@@ -55,6 +55,14 @@ impl Space {
         }
     }
 
+    /// Dimensions of one element: those of a `Box`, `[size]` elsewhere.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Space::Box { shape, .. } => shape.clone(),
+            _ => vec![self.size()],
+        }
+    }
+
     /// Whether `values` (flattened, [`Space::size`] of them) lie in this space.
     pub fn contains(&self, values: &[f32]) -> bool {
         if values.len() != self.size() {

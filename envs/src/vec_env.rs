@@ -84,6 +84,14 @@ pub struct Snapshot {
     lengths: Vec<u32>,
 }
 
+impl Snapshot {
+    /// Replaces the state of environment `index`, which [`VecEnv::restore`] will check. The
+    /// observations held stay as they were.
+    pub fn set_state(&mut self, index: usize, state: &[f64]) {
+        self.states[index] = State(state.to_vec());
+    }
+}
+
 impl VecEnv {
     /// Builds `num_envs` copies of `env_id` and resets them; copy `i` draws from stream `i` of
     /// `seed`.
