@@ -1,13 +1,13 @@
 //! # Soft actor-critic (SAC)
 //!
-//! Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel & Levine (2018), "Soft
-//! actor-critic algorithms and applications", arXiv:1812.05905.
+//! Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel & Levine (2018),
+//! arXiv:1812.05905.
 //!
 //! The agent is paid for the entropy H of its policy as well as by the environment, so it keeps
-//! every way to succeed open and explores where it does not know better. Because the policy is
-//! stochastic and its samples are a differentiable function of noise, it learns off-policy by
-//! following the critics' gradient through its actions. How much entropy is worth, the temperature
-//! α, is itself learned: it rises when the policy is more certain than wanted, and falls otherwise.
+//! every way to succeed open and goes on exploring. A sampled action is a differentiable function
+//! of noise, so the policy learns off-policy, by following the critics' gradient through its
+//! actions. What entropy is worth, the temperature α, is learned too: it rises while the policy is
+//! more certain than wanted and falls while it is less.
 //!
 //! ```text
 //! maximised     Σ_t E[ r_t + α H(π(·|s_t)) ]
@@ -16,28 +16,22 @@
 //! actor         J(φ) = E[ α ln π_φ(ã|s) − min_i Q_θi(s, ã) ],   ã = f_φ(ε; s),  ε ~ N(0, I)
 //! temperature   J(α) = E[ −α ( ln π(ã|s) + H̄ ) ],   H̄ = −dim(A)
 //! averages      θ̄_i ← (1 − τ) θ̄_i + τ θ_i
+//! policy        f_φ(ε; s) = b + c tanh u,   u = μ_φ(s) + σ_φ(s) ε
+//!               ln π(ã|s) = Σ_j [ ln N(u_j; μ_j, σ_j²) − ln(1 − tanh² u_j) − ln c_j ]
 //! ```
 //!
-//! The policy f_φ is a Gaussian squashed into the actions' bounds b ± c, which changes its density
-//! by the derivative of the squashing:
+//! An actor seeks out whatever its critic overrates, hence the smaller of two (Fujimoto et al.
+//! 2018, arXiv:1802.09477). The policy is a Gaussian squashed into the actions' bounds b ± c,
+//! which changes its density by the derivative of the squashing.
 //!
-//! ```text
-//! u = μ_φ(s) + σ_φ(s) ε        ã = b + c tanh u
-//! ln π(ã|s) = Σ_j [ ln N(u_j; μ_j, σ_j²) − ln(1 − tanh² u_j) − ln c_j ]
-//! ```
-//!
-//! The smaller of two critics is used because the actor seeks out whatever one critic overrates
-//! (van Hasselt 2010; Fujimoto et al. 2018, arXiv:1802.09477).
-//!
-//! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in a minute (the RL Zoo's
-//! trained SAC reaches -157 ± 89 there: DLR-RM/rl-baselines3-zoo, benchmark.md).
+//! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in a minute (-157 is what
+//! the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, Spec, VecEnv, invalid, rng};
-use common::model::Model;
+use common::envs::{Rng, VecEnv, rng};
 use common::nn::{Activation, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
 use common::run::Run;
 use rand::RngExt;
@@ -136,13 +130,10 @@ struct Actor {
 impl Actor {
     /// μ and ln σ, each `[batch, action_dim]`, from observations `[batch, observation_dim]`.
     fn distribution(&self, observations: &Tensor) -> Result<(Tensor, Tensor)> {
-        let output = self.network.forward(observations)?;
-        let action_dim = output.dim(1)? / 2;
-        let mean = output.narrow(1, 0, action_dim)?;
-        // ln σ ∈ [-5, 2]. The paper's code clips; tanh gets there without losing the gradient
-        // (CleanRL's `sac_continuous_action.py`, after Yarats's `pytorch_sac`).
-        let log_std = output.narrow(1, action_dim, action_dim)?.tanh()?.affine(3.5, -1.5)?;
-        Ok((mean, log_std))
+        let outputs = self.network.forward(observations)?.chunk(2, 1)?;
+        // ln σ ∈ [-5, 2]: the paper's code clips; tanh keeps a gradient everywhere (CleanRL's
+        // `sac_continuous_action.py`, after Yarats's `pytorch_sac`).
+        Ok((outputs[0].clone(), outputs[1].tanh()?.affine(3.5, -1.5)?))
     }
 
     /// Actions b + c tanh u, `[batch, action_dim]`.
@@ -156,8 +147,7 @@ impl Actor {
         let (mean, log_std) = self.distribution(observations)?;
         let noise: Vec<f32> = StandardNormal.sample_iter(rng).take(mean.elem_count()).collect();
         let noise = Tensor::from_vec(noise, mean.shape(), mean.device())?;
-        // u = μ + σ ε
-        let u = (mean + (log_std.exp()? * &noise)?)?;
+        let u = (mean + (log_std.exp()? * &noise)?)?; // μ + σ ε
         Ok((self.squash(&u)?, squashed_log_prob(&u, &log_std, &noise, &self.scale)?))
     }
 
@@ -186,23 +176,14 @@ fn critic_loss(values: &Tensor, td_targets: &Tensor) -> Result<Tensor> {
     Ok((values - td_targets)?.sqr()?.mean_all()?)
 }
 
-/// y, `[batch]`, from the averaged critics' values of (s', a') and from ln π(a'|s'), all `[batch]`.
-fn td_targets(
-    batch: &Batch,
-    next_values: &[Vec<f32>; 2],
-    next_log_probs: &[f32],
-    alpha: f32,
-    gamma: f32,
-) -> Vec<f32> {
-    let row = |i: usize| {
-        let soft_value = next_values[0][i].min(next_values[1][i]) - alpha * next_log_probs[i];
-        // Nothing lies beyond termination. A truncated episode would have gone on: s' is its true
-        // last observation, and the target bootstraps from it.
-        let continues = if batch.terminated[i] { 0.0 } else { 1.0 };
-        // y = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') )
-        batch.rewards[i] + gamma * continues * soft_value
-    };
-    (0..batch.rewards.len()).map(row).collect()
+/// y = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') ), from the averaged critics'
+/// values of (s', a') and ln π(a'|s'); all `[batch, 1]`.
+fn td_targets(batch: &Batch, q: &[Tensor; 2], log_probs: &Tensor, alpha: f64, gamma: f64) -> Result<Tensor> {
+    let soft_values = (q[0].minimum(&q[1])? - (log_probs * alpha)?)?;
+    // γ (1 − terminated): nothing lies beyond termination. A truncated episode would have gone on:
+    // s' is its true last observation, and the target bootstraps from it.
+    let discounts = batch.terminated.affine(-gamma, gamma)?;
+    Ok((&batch.rewards + discounts * soft_values)?)
 }
 
 /// J(φ) = E[ α ln π_φ(ã|s) − min_i Q_θi(s, ã) ], from tensors `[batch, 1]`.
@@ -210,10 +191,9 @@ fn actor_loss(log_probs: &Tensor, values: &[Tensor; 2], alpha: f64) -> Result<Te
     Ok(((log_probs * alpha)? - values[0].minimum(&values[1])?)?.mean_all()?)
 }
 
-/// J(α) = E[ −α ( ln π(ã|s) + H̄ ) ], a scalar, from ln α `[1]` and the batch's mean of ln π(ã|s).
-/// The step is taken in ln α, which keeps α positive.
-fn temperature_loss(log_alpha: &Tensor, mean_log_prob: f64, target_entropy: f64) -> Result<Tensor> {
-    Ok((log_alpha.exp()? * -(mean_log_prob + target_entropy))?.sum_all()?)
+/// J(α) = E[ −α ( ln π(ã|s) + H̄ ) ], from ln α, which may take any value, and ln π(ã|s) `[batch, 1]`.
+fn temperature_loss(log_alpha: &Tensor, log_probs: &Tensor, target_entropy: f64) -> Result<Tensor> {
+    Ok((log_alpha.exp()? * (log_probs.detach().mean_all()? + target_entropy)?)?.neg()?)
 }
 
 /// The last `capacity` transitions, the oldest overwritten first.
@@ -231,8 +211,8 @@ struct Batch {
     observations: Tensor,      // s, [batch, observation_dim]
     inputs: Tensor,            // (s, a), [batch, observation_dim + action_dim]
     next_observations: Tensor, // s', the true one also where an episode ended, [batch, observation_dim]
-    rewards: Vec<f32>,         // r, [batch]
-    terminated: Vec<bool>,     // [batch]
+    rewards: Tensor,           // r, [batch, 1]
+    terminated: Tensor,        // 1 or 0, [batch, 1]
 }
 
 impl ReplayBuffer {
@@ -241,9 +221,8 @@ impl ReplayBuffer {
     }
 
     fn add(&mut self, s: &[f32], a: &[f32], next_s: &[f32], reward: f32, terminated: bool) {
-        let terminated = if terminated { 1.0 } else { 0.0 };
-        let scalars = [reward, terminated];
-        let row = [s, a, next_s, &scalars].into_iter().flatten().copied();
+        let reward_terminated = [reward, f32::from(u8::from(terminated))];
+        let row = [s, a, next_s, &reward_terminated].into_iter().flatten().copied();
         let start = self.next_row * self.width();
         let end = (start + self.width()).min(self.rows.len()); // the rows grow until they are full
         self.rows.splice(start..end, row);
@@ -252,26 +231,21 @@ impl ReplayBuffer {
 
     /// `batch_size` transitions, uniformly and with replacement.
     fn sample(&self, batch_size: usize, rng: &mut Rng, device: &Device) -> Result<Batch> {
-        let (n, observation_dim, width) = (batch_size, self.observation_dim, self.width());
-        let input_dim = observation_dim + self.action_dim;
-        let mut observations = Vec::with_capacity(n * observation_dim);
-        let mut inputs = Vec::with_capacity(n * input_dim);
-        let mut next_observations = Vec::with_capacity(n * observation_dim);
-        let (mut rewards, mut terminated) = (Vec::with_capacity(n), Vec::with_capacity(n));
-        for _ in 0..n {
-            let row = &self.rows[rng.random_range(0..self.rows.len() / width) * width..][..width];
-            observations.extend_from_slice(&row[..observation_dim]);
-            inputs.extend_from_slice(&row[..input_dim]);
-            next_observations.extend_from_slice(&row[input_dim..width - 2]);
-            rewards.push(row[width - 2]);
-            terminated.push(row[width - 1] == 1.0);
+        let width = self.width();
+        let mut rows = Vec::with_capacity(batch_size * width);
+        for _ in 0..batch_size {
+            let row = rng.random_range(0..self.rows.len() / width);
+            rows.extend_from_slice(&self.rows[row * width..][..width]);
         }
+        let rows = Tensor::from_vec(rows, (batch_size, width), device)?;
+        let columns = |start, len| rows.narrow(1, start, len)?.contiguous();
+        let input_dim = self.observation_dim + self.action_dim;
         Ok(Batch {
-            observations: Tensor::from_vec(observations, (n, observation_dim), device)?,
-            inputs: Tensor::from_vec(inputs, (n, input_dim), device)?,
-            next_observations: Tensor::from_vec(next_observations, (n, observation_dim), device)?,
-            rewards,
-            terminated,
+            observations: columns(0, self.observation_dim)?,
+            inputs: columns(0, input_dim)?,
+            next_observations: columns(input_dim, self.observation_dim)?,
+            rewards: columns(width - 2, 1)?,
+            terminated: columns(width - 1, 1)?,
         })
     }
 }
@@ -284,27 +258,13 @@ fn for_both<T: Send>(threads: usize, operation: impl Fn(usize) -> Result<T> + Sy
     }
     std::thread::scope(|scope| {
         let second = scope.spawn(|| operation(1));
-        let first = operation(0);
-        let second = second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok([first?, second?])
+        let first = operation(0)?;
+        Ok([first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?])
     })
 }
 
-/// Middle b and half width c of the actions' bounds, `[action_dim]` each.
-fn action_range(spec: &Spec) -> Result<(Vec<f32>, Vec<f32>)> {
-    let Space::Box { low, high, .. } = &spec.action_space else { return Ok(Default::default()) };
-    if let Some(bound) = low.iter().chain(high).find(|bound| !bound.is_finite()) {
-        return invalid(format!("--env-id {}: sac needs bounded actions, a bound is {bound}", spec.id));
-    }
-    Ok(low.iter().zip(high).map(|(low, high)| ((high + low) / 2.0, (high - low) / 2.0)).unzip())
-}
-
-/// Q_θ1 and Q_θ2, each `[batch, inputs]` to `[batch, 1]`.
-fn twin_critics(inputs: usize, args: &Args, parameters: &VarMap, device: &Device) -> Result<[Mlp; 2]> {
-    let vb = VarBuilder::from_varmap(parameters, DType::F32, device);
-    let critic = |name| Mlp::new(inputs, args.hidden_size, 1, vb.pp(name));
-    Ok([critic("qf1")?, critic("qf2")?])
-}
+#[cfg(test)]
+mod tests;
 
 fn main() -> ExitCode {
     cli::main(train)
@@ -313,7 +273,7 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, action_dim) = envs.spec().box_to_box("sac")?;
-    let (middle, scale) = action_range(envs.spec())?;
+    let (middle, scale) = envs.spec().action_range("sac")?;
     let device = args.run.device()?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
@@ -327,28 +287,26 @@ fn train(args: Args) -> Result<()> {
     };
     let acting = Actor { network: actor.network.detach(), ..actor.clone() }; // keeps no graph
     let mut actor_optimizer = Adam::new(&actor_parameters, args.policy_lr)?;
-    // Both critics are drawn from one generator: twins born equal would stay equal.
+    let twins = |parameters: &VarMap| -> Result<[Mlp; 2]> {
+        let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+        let critic = |name| Mlp::new(observation_dim + action_dim, args.hidden_size, 1, vb.pp(name));
+        Ok([critic("qf1")?, critic("qf2")?]) // of one generator: twins born equal would stay equal
+    };
     let mut critic_parameters = VarMap::new(rng.random());
     let mut target_parameters = VarMap::new(0);
-    let critics = twin_critics(observation_dim + action_dim, &args, &critic_parameters, &device)?;
-    let frozen = critics.each_ref().map(Mlp::detach); // for the actor to differentiate
-    let targets = twin_critics(observation_dim + action_dim, &args, &target_parameters, &device)?;
-    let targets = targets.each_ref().map(Mlp::detach);
+    let critics = twins(&critic_parameters)?;
+    let targets = twins(&target_parameters)?.map(|target| target.detach());
     copy_parameters(&target_parameters, &critic_parameters)?;
     let mut critic_optimizer = Adam::new(&critic_parameters, args.q_lr)?;
     let mut temperature = VarMap::new(0);
-    let log_alpha = VarBuilder::from_varmap(&temperature, DType::F32, &device).get_with_hints(
-        (),
-        "log_alpha",
-        Init::Const(0.0),
-    )?;
+    let vb = VarBuilder::from_varmap(&temperature, DType::F32, &device);
+    let log_alpha = vb.get_with_hints((), "log_alpha", Init::Const(0.0))?;
     let mut temperature_optimizer = Adam::new(&temperature, args.q_lr)?;
     let target_entropy = -(action_dim as f64); // H̄
     let mut alpha = if args.autotune { 1.0 } else { args.alpha };
 
     let capacity = args.buffer_size;
     let mut buffer = ReplayBuffer { capacity, observation_dim, action_dim, next_row: 0, rows: Vec::new() };
-    let mut observation = vec![0.0; observation_dim];
     let tensor = |observations: &[f32]| {
         Tensor::from_slice(observations, (observations.len() / observation_dim, observation_dim), &device)
     };
@@ -373,7 +331,7 @@ fn train(args: Args) -> Result<()> {
         )?;
 
         // Act: at random until there is something to learn from, then as the policy does.
-        observation.copy_from_slice(envs.observations());
+        let observation = envs.observations().to_vec();
         let action: Vec<f32> = if global_step < args.learning_starts {
             middle.iter().zip(&scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
         } else {
@@ -396,39 +354,33 @@ fn train(args: Args) -> Result<()> {
         let batch = buffer.sample(args.batch_size, &mut rng, &device)?;
         let (next_actions, next_log_probs) = acting.sample(&batch.next_observations, &mut rng)?;
         let next_inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?;
-        let next_values = for_both(args.run.threads, |i| {
-            Ok(targets[i].forward(&next_inputs)?.flatten_all()?.to_vec1()?)
-        })?;
-        let next_log_probs: Vec<f32> = next_log_probs.flatten_all()?.to_vec1()?;
-        let td_targets = td_targets(&batch, &next_values, &next_log_probs, alpha as f32, args.gamma as f32);
-        let td_targets = Tensor::from_vec(td_targets, (args.batch_size, 1), &device)?;
-        let [first, second] = for_both(args.run.threads, |i| {
-            let values = critics[i].forward(&batch.inputs)?;
-            let loss = critic_loss(&values, &td_targets)?;
-            Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
-        })?;
-        let (mut gradients, qf1_loss, qf1_values) = first;
-        let (more_gradients, qf2_loss, qf2_values) = second;
-        gradients.extend(more_gradients)?;
+        let next_values = for_both(args.run.threads, |i| targets[i].forward(&next_inputs))?;
+        let td_targets = td_targets(&batch, &next_values, &next_log_probs, alpha, args.gamma)?;
+        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] =
+            for_both(args.run.threads, |i| {
+                let values = critics[i].forward(&batch.inputs)?;
+                let loss = critic_loss(&values, &td_targets)?;
+                Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
+            })?;
+        gradients.extend(gradients2)?;
         critic_optimizer.step(&gradients)?;
 
         // Update the actor through the critics, and the temperature by the entropy it finds.
-        if update.is_multiple_of(args.policy_frequency) {
-            for _ in 0..args.policy_frequency {
-                let (actions, log_probs) = actor.sample(&batch.observations, &mut rng)?;
-                let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?;
-                let values = for_both(args.run.threads, |i| frozen[i].forward(&inputs))?;
-                let loss = actor_loss(&log_probs, &values, alpha)?;
-                actor_optimizer.backward_step(&loss)?;
-                if (update / args.policy_frequency).is_multiple_of(100) {
-                    run.log(global_step, "losses/actor_loss", loss.to_scalar::<f32>()?)?;
-                }
-                if args.autotune {
-                    let mean_log_prob = f64::from(log_probs.mean_all()?.to_scalar::<f32>()?);
-                    let loss = temperature_loss(&log_alpha, mean_log_prob, target_entropy)?;
-                    temperature_optimizer.backward_step(&loss)?;
-                    alpha = f64::from(log_alpha.to_scalar::<f32>()?).exp();
-                }
+        let actor_updates =
+            if update.is_multiple_of(args.policy_frequency) { args.policy_frequency } else { 0 };
+        for _ in 0..actor_updates {
+            let (actions, log_probs) = actor.sample(&batch.observations, &mut rng)?;
+            let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?;
+            let values = for_both(args.run.threads, |i| critics[i].detach().forward(&inputs))?;
+            let loss = actor_loss(&log_probs, &values, alpha)?;
+            actor_optimizer.backward_step(&loss)?;
+            if (update / args.policy_frequency).is_multiple_of(100) {
+                run.log(global_step, "losses/actor_loss", loss.to_scalar::<f32>()?)?;
+            }
+            if args.autotune {
+                let loss = temperature_loss(&log_alpha, &log_probs, target_entropy)?;
+                temperature_optimizer.backward_step(&loss)?;
+                alpha = f64::from(log_alpha.to_scalar::<f32>()?).exp();
             }
         }
         if update.is_multiple_of(args.target_network_frequency) {
@@ -444,10 +396,7 @@ fn train(args: Args) -> Result<()> {
         }
     }
 
-    run.save_or_load_model(&mut [
-        ("actor", &mut actor_parameters as &mut dyn Model),
-        ("critics", &mut critic_parameters),
-    ])?;
+    run.save_or_load_model(&mut actor_parameters)?;
     run.evaluate(|observations| acting.greedy(&tensor(observations)?))?;
     Ok(())
 }
