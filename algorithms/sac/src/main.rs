@@ -97,10 +97,9 @@ struct Mlp {
 
 impl Mlp {
     fn new(inputs: usize, hidden_size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
-        let relu = Activation::Relu;
         Ok(Self {
-            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(relu),
-            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(relu),
+            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(Activation::Relu),
+            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(Activation::Relu),
             output: linear(hidden_size, outputs, vb.pp("output"))?,
         })
     }
@@ -366,9 +365,8 @@ fn train(args: Args) -> Result<()> {
         critic_optimizer.step(&gradients)?;
 
         // Update the actor through the critics, and the temperature by the entropy it finds.
-        let actor_updates =
-            if update.is_multiple_of(args.policy_frequency) { args.policy_frequency } else { 0 };
-        for _ in 0..actor_updates {
+        let rounds = if update.is_multiple_of(args.policy_frequency) { args.policy_frequency } else { 0 };
+        for _ in 0..rounds {
             let (actions, log_probs) = actor.sample(&batch.observations, &mut rng)?;
             let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?;
             let values = for_both(args.run.threads, |i| critics[i].detach().forward(&inputs))?;

@@ -89,10 +89,9 @@ struct Mlp {
 
 impl Mlp {
     fn new(inputs: usize, hidden_size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
-        let relu = Activation::Relu;
         Ok(Self {
-            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(relu),
-            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(relu),
+            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(Activation::Relu),
+            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(Activation::Relu),
             output: linear(hidden_size, outputs, vb.pp("output"))?,
         })
     }
