@@ -152,8 +152,7 @@ fn critic_loss(values: &Tensor, td_targets: &Tensor) -> Result<Tensor> {
 /// y = r + γ (1 − terminated) min_i Q_θ̄i(s', ã'), from the averaged critics' values of (s', ã');
 /// all `[batch, 1]`.
 fn td_targets(batch: &Batch, next_values: &[Tensor; 2], gamma: f64) -> Result<Tensor> {
-    // γ (1 − terminated): nothing lies beyond termination. A truncated episode would have gone on:
-    // s' is its true last observation, and the target bootstraps from it.
+    // γ (1 − terminated): nothing lies beyond termination.
     let discounts = batch.terminated.affine(-gamma, gamma)?;
     Ok((&batch.rewards + discounts * next_values[0].minimum(&next_values[1])?)?)
 }
@@ -187,8 +186,12 @@ impl ReplayBuffer {
         2 * self.observation_dim + self.action_dim + 2
     }
 
-    fn add(&mut self, s: &[f32], a: &[f32], next_s: &[f32], reward: f32, terminated: bool) {
-        let reward_terminated = [reward, f32::from(u8::from(terminated))];
+    /// Stores the step that `envs`, a single environment, has just made from `s` by `a`.
+    fn add(&mut self, s: &[f32], a: &[f32], envs: &VecEnv) {
+        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's,
+        // s' is the true last. It still has a value where a time limit merely cut the episode.
+        let next_s = envs.final_observations();
+        let reward_terminated = [envs.rewards()[0], f32::from(u8::from(envs.terminated()[0]))];
         let row = [s, a, next_s, &reward_terminated].into_iter().flatten().copied();
         let start = self.next_row * self.width();
         let end = (start + self.width()).min(self.rows.len()); // the rows grow until they are full
@@ -305,13 +308,10 @@ fn train(args: Args) -> Result<()> {
             noisy.flatten_all()?.to_vec1()?
         };
 
-        // Step, and store. After a reset `envs.observations()` are those of the next episode: s'
-        // is the old one's last observation.
         envs.step(&action)?;
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
-        let next_observation = envs.final_observations();
-        buffer.add(&observation, &action, next_observation, envs.rewards()[0], envs.terminated()[0]);
+        buffer.add(&observation, &action, &envs);
         if global_step <= args.learning_starts {
             continue;
         }

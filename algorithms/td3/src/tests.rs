@@ -131,26 +131,66 @@ fn averages_follow_slowly() {
     }
 }
 
+/// Steps `env_id` with `policy` for `steps`, storing every step; what was stored, row by row.
+fn recorded(env_id: &str, steps: usize, capacity: usize, policy: fn(&[f32]) -> f32) -> ReplayBuffer {
+    let mut envs = VecEnv::make(env_id, 1, 1).unwrap();
+    let (observation_dim, action_dim) = envs.spec().box_to_box("test").unwrap();
+    let mut buffer = ReplayBuffer { capacity, observation_dim, action_dim, next_row: 0, rows: Vec::new() };
+    for _ in 0..steps {
+        let observation = envs.observations().to_vec();
+        let action = [policy(&observation)];
+        envs.step(&action[..]).unwrap();
+        buffer.add(&observation, &action, &envs);
+    }
+    buffer
+}
+
+#[test]
+fn a_truncated_episode_keeps_its_true_last_observation_and_is_not_terminated() {
+    let buffer = recorded("Pendulum-v1", 201, 1000, |_| 0.5);
+    let rows: Vec<&[f32]> = buffer.rows.chunks_exact(9).collect(); // s (3), a, s' (3), r, terminated
+    assert_eq!(rows.len(), 201);
+    for t in 0..199 {
+        assert_eq!(rows[t][4..7], rows[t + 1][..3], "step {t}");
+    }
+    // The time limit is 200 steps: row 199 is the last of its episode.
+    let (last, first) = (rows[199], rows[200]);
+    assert_ne!(last[4..7], first[..3]);
+    // s' follows from s by the pendulum's own dynamics: θ̇' = θ̇ + (15 sin θ + 3 u) 0.05.
+    let theta_dot = (last[2] + (15.0 * last[1] + 3.0 * last[3]) * 0.05).clamp(-8.0, 8.0);
+    assert!((last[6] - theta_dot).abs() < 1e-5, "{} after {last:?}", last[6]);
+    assert!(rows.iter().all(|row| row[8] == 0.0));
+}
+
+#[test]
+fn a_terminated_episode_is_marked() {
+    // Pushing along with the velocity takes the car to its goal.
+    let push = |observation: &[f32]| if observation[1] < 0.0 { -1.0 } else { 1.0 };
+    let buffer = recorded("MountainCarContinuous-v0", 300, 1000, push);
+    let rows: Vec<&[f32]> = buffer.rows.chunks_exact(7).collect(); // s (2), a, s' (2), r, terminated
+    assert!(rows.iter().any(|row| row[6] == 1.0));
+    for row in rows {
+        assert_eq!(row[6] == 1.0, row[3] >= 0.45, "{row:?}"); // the goal is at 0.45
+        assert_eq!(row[6] == 1.0, row[5] > 50.0, "{row:?}"); // and pays 100
+    }
+}
+
 #[test]
 fn the_buffer_overwrites_its_oldest_and_samples_whole_transitions() {
-    let mut buffer =
-        ReplayBuffer { capacity: 3, observation_dim: 2, action_dim: 1, next_row: 0, rows: Vec::new() };
-    for i in 0..5_u8 {
-        let x = f32::from(i);
-        buffer.add(&[x, x + 0.1], &[x + 0.2], &[x + 0.3, x + 0.4], x + 0.5, i == 3);
-    }
-    assert_eq!(buffer.rows.len(), 3 * 7);
+    let all = recorded("Pendulum-v1", 5, 100, |observation| observation[0]);
+    let buffer = recorded("Pendulum-v1", 5, 3, |observation| observation[0]);
+    let row = |i: usize| &all.rows[9 * i..9 * (i + 1)];
+    assert_eq!(buffer.rows, [row(3), row(4), row(2)].concat());
     let batch = buffer.sample(200, &mut rng(1, 0), &Device::Cpu).unwrap();
     let mut seen = [0; 5];
-    for row in 0..200 {
-        let of = |tensor: &Tensor| floats(&tensor.get(row).unwrap());
-        let x = of(&batch.observations)[0];
-        seen[x as usize] += 1;
-        assert_eq!(of(&batch.observations), [x, x + 0.1]);
-        assert_eq!(of(&batch.inputs), [x, x + 0.1, x + 0.2]);
-        assert_eq!(of(&batch.next_observations), [x + 0.3, x + 0.4]);
-        assert_eq!(of(&batch.rewards), [x + 0.5]);
-        assert_eq!(of(&batch.terminated), [if x == 3.0 { 1.0 } else { 0.0 }]);
+    for drawn in 0..200 {
+        let of = |tensor: &Tensor| floats(&tensor.get(drawn).unwrap());
+        let i = (0..5).find(|&i| row(i)[..3] == of(&batch.observations)).unwrap();
+        seen[i] += 1;
+        assert_eq!(of(&batch.inputs), row(i)[..4]);
+        assert_eq!(of(&batch.next_observations), row(i)[4..7]);
+        assert_eq!(of(&batch.rewards), row(i)[7..8]);
+        assert_eq!(of(&batch.terminated), row(i)[8..]);
     }
     assert!(seen[..2] == [0, 0] && seen[2..].iter().all(|count| *count > 40), "{seen:?}");
 }
