@@ -61,6 +61,20 @@ impl Spec {
         }
     }
 
+    /// Middle and half width of each action's bounds, for an algorithm whose actions are
+    /// `middle + half_width · x` with x in [-1, 1]; refuses actions that are not a bounded Box,
+    /// naming `algorithm`.
+    pub fn action_range(&self, algorithm: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+        let Space::Box { low, high, .. } = &self.action_space else {
+            return self.refuse(algorithm, "Box actions");
+        };
+        if let Some(bound) = low.iter().chain(high).find(|bound| !bound.is_finite()) {
+            let id = &self.id;
+            return invalid(format!("--env-id {id}: {algorithm} needs bounded actions, a bound is {bound}"));
+        }
+        Ok(low.iter().zip(high).map(|(low, high)| ((low + high) / 2.0, (high - low) / 2.0)).unzip())
+    }
+
     fn refuse<T>(&self, algorithm: &str, wants: &str) -> Result<T> {
         invalid(format!(
             "--env-id {}: {algorithm} needs {wants}, this environment has {} observations and {} actions",
