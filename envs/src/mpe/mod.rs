@@ -6,8 +6,9 @@
 //! rewards and physics as in the `mpe2` package, with PettingZoo's parallel interface: all agents
 //! act at once.
 //!
-//! [`world`] is the physics, [`scenario`] turns a task into an environment, and each task is one
-//! file that says who there is, what they see and what they are rewarded for.
+//! [`world`] is the physics, [`scenario`] turns a task into an environment, [`vec_env`] steps many
+//! copies of it, and each task is one file that says who there is, what they see and what they are
+//! rewarded for.
 //!
 //! ```
 //! use envs::{Action, mpe};
@@ -28,6 +29,7 @@ pub mod simple_reference;
 pub mod simple_speaker_listener;
 pub mod simple_spread;
 pub mod simple_tag;
+pub mod vec_env;
 pub mod world;
 
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use simple_reference::SimpleReference;
 pub use simple_speaker_listener::SimpleSpeakerListener;
 pub use simple_spread::SimpleSpread;
 pub use simple_tag::SimpleTag;
+pub use vec_env::ParallelVecEnv;
 pub use world::World;
 
 use crate::{Action, Canvas, Result, Rng, Space, State, invalid};
