@@ -61,6 +61,10 @@ pub struct MultiSpec {
     pub observation_spaces: Vec<Space>,
     /// Actions of each agent, `[num_agents]`; they may differ in size.
     pub action_spaces: Vec<Space>,
+    /// The choices that each agent's action is made of, `[num_agents]`, by their number of options:
+    /// where to move if it moves, then what to say if it speaks. A discrete action is one index for
+    /// all of them together; a continuous action has one number for each option of each.
+    pub choices: Vec<Vec<usize>>,
     /// Steps after which an episode is truncated.
     pub max_cycles: u32,
 }

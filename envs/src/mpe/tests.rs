@@ -115,6 +115,9 @@ fn sizes_are_the_originals() {
     assert_eq!(sizes("simple_speaker_listener_v4", true), (vec![3, 11], vec![3, 5]));
     assert_eq!(sizes("simple_spread_v3", false), (vec![18; 3], vec![5; 3]));
     assert_eq!(sizes("simple_tag_v3", true), (vec![16, 16, 16, 14], vec![5; 4]));
+    let choices = |id| make(id, true).unwrap().spec().choices.clone();
+    assert_eq!(choices("simple_reference_v3"), [[5, 10], [5, 10]]);
+    assert_eq!(choices("simple_speaker_listener_v4"), [[3], [5]]);
 }
 
 #[test]
@@ -274,24 +277,23 @@ fn copies_stepped_together_are_the_single_environments() {
         let mut single = make(entry.id, true).unwrap();
         let mut single_rng = rng(5, 2); // what copy 2 draws from
         single.reset(&mut single_rng).unwrap();
-        let dims = all.action_dims().to_vec();
-        let (width, num_agents) = (dims.iter().sum::<usize>(), dims.len());
+        let (columns, width, num_agents) =
+            (all.action_columns().to_vec(), all.action_dim(), all.num_agents());
         let mut choice_rng = rng(9, 0);
         let mut total = vec![0.0; num_agents];
         for t in 1..=2 * DEFAULT_MAX_CYCLES {
-            assert_eq!(
-                all.observations().chunks_exact(all.observations().len() / num_envs).last().unwrap(),
-                observations(&*single).concat()
-            );
+            let seen = all.observations();
+            assert_eq!(seen[seen.len() / num_envs * 2..], observations(&*single).concat());
             let joint: Vec<f32> = (0..num_envs * width).map(|_| choice_rng.random()).collect();
-            let mut own = &joint[2 * width..];
+            let own = &joint[2 * width..];
             let actions: Vec<Action<'_>> =
-                dims.iter().map(|dim| Action::Continuous(own.split_off(..*dim).unwrap())).collect();
+                columns.iter().map(|columns| Action::Continuous(&own[columns.clone()])).collect();
             let mut rewards = vec![0.0; num_agents];
             let step = single.step(&actions, &mut single_rng, &mut rewards).unwrap();
             all.step(&joint).unwrap();
 
-            assert_eq!(all.rewards()[2 * num_agents..], rewards);
+            let rounded: Vec<f32> = rewards.iter().map(|reward| *reward as f32).collect();
+            assert_eq!(all.rewards()[2 * num_agents..], rounded);
             assert_eq!((all.terminated()[2], all.truncated()[2]), (step.terminated, step.truncated));
             let last = all.final_observations();
             assert_eq!(last[last.len() / num_envs * 2..], observations(&*single).concat());

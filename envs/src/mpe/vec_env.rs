@@ -4,6 +4,7 @@
 use super::{MultiSpec, ParallelEnv, ParallelStep, make};
 use crate::{Action, Actions, Canvas, Episode, Result, Rng, Space, State, invalid, persist::Persist, rng};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 /// `num_envs` copies of a multi-agent environment. A row of observations or actions holds those of
 /// all agents, one after the other in the order of [`MultiSpec::agents`]: `observation_dim` and
@@ -14,15 +15,16 @@ use serde::{Deserialize, Serialize};
 pub struct ParallelVecEnv {
     envs: Vec<Box<dyn ParallelEnv>>,
     rngs: Vec<Rng>,
-    observation_dims: Vec<usize>, // [num_agents]
-    action_dims: Vec<usize>,      // [num_agents]
-    observations: Vec<f32>,       // [num_envs, observation_dim]
-    final_observations: Vec<f32>, // [num_envs, observation_dim]
-    rewards: Vec<f64>,            // [num_envs, num_agents]
-    terminated: Vec<bool>,        // [num_envs]
-    truncated: Vec<bool>,         // [num_envs]
-    returns: Vec<f64>,            // [num_envs, num_agents], of the running episodes
-    lengths: Vec<u32>,            // [num_envs], of the running episodes
+    observation_columns: Vec<Range<usize>>, // [num_agents]
+    action_columns: Vec<Range<usize>>,      // [num_agents]
+    observations: Vec<f32>,                 // [num_envs, observation_dim]
+    final_observations: Vec<f32>,           // [num_envs, observation_dim]
+    rewards: Vec<f32>,                      // [num_envs, num_agents]
+    env_rewards: Vec<f64>,                  // [num_agents], of the environment that steps
+    terminated: Vec<bool>,                  // [num_envs]
+    truncated: Vec<bool>,                   // [num_envs]
+    returns: Vec<f64>,                      // [num_envs, num_agents], of the running episodes
+    lengths: Vec<u32>,                      // [num_envs], of the running episodes
     episodes: Vec<Episode>,
     episode_returns: Vec<f64>, // [episodes, num_agents]
 }
@@ -55,19 +57,19 @@ impl ParallelVecEnv {
         let Some(first) = envs.first() else {
             return invalid("--num-envs 0: at least one environment is needed");
         };
-        let dims = |spaces: &[Space]| -> Vec<usize> { spaces.iter().map(Space::size).collect() };
-        let observation_dims = dims(&first.spec().observation_spaces);
-        let action_dims = dims(&first.spec().action_spaces);
-        let (num_envs, num_agents) = (envs.len(), observation_dims.len());
-        let size = num_envs * observation_dims.iter().sum::<usize>();
+        let observation_columns = columns(&first.spec().observation_spaces);
+        let action_columns = columns(&first.spec().action_spaces);
+        let (num_envs, num_agents) = (envs.len(), action_columns.len());
+        let size = num_envs * observation_columns.last().map_or(0, |last| last.end);
         let mut this = Self {
             envs,
             rngs: (0..num_envs as u64).map(|i| rng(seed, i)).collect(),
-            observation_dims,
-            action_dims,
+            observation_columns,
+            action_columns,
             observations: vec![0.0; size],
             final_observations: vec![0.0; size],
             rewards: vec![0.0; num_envs * num_agents],
+            env_rewards: vec![0.0; num_agents],
             terminated: vec![false; num_envs],
             truncated: vec![false; num_envs],
             returns: vec![0.0; num_envs * num_agents],
@@ -75,12 +77,11 @@ impl ParallelVecEnv {
             episodes: Vec::with_capacity(num_envs),
             episode_returns: Vec::with_capacity(num_envs * num_agents),
         };
-        let dim = size / num_envs;
-        for ((env, rng), row) in
-            this.envs.iter_mut().zip(&mut this.rngs).zip(this.observations.chunks_exact_mut(dim))
-        {
+        let dim = this.observation_dim();
+        let copies = this.envs.iter_mut().zip(&mut this.rngs);
+        for ((env, rng), row) in copies.zip(this.observations.chunks_exact_mut(dim)) {
             env.reset(rng)?;
-            observe(env.as_ref(), &this.observation_dims, row);
+            observe(env.as_ref(), &this.observation_columns, row);
         }
         Ok(this)
     }
@@ -92,11 +93,16 @@ impl ParallelVecEnv {
     /// Actions of the wrong number or kind, and what [`ParallelEnv::step`] refuses.
     pub fn step<'a>(&mut self, actions: impl Into<Actions<'a>>) -> Result<()> {
         let actions = actions.into();
-        let (num_envs, num_agents) = (self.num_envs(), self.action_dims.len());
-        let width = self.action_dims.iter().sum::<usize>();
+        let (num_envs, num_agents) = (self.num_envs(), self.num_agents());
+        let (dim, action_dim) = (self.observation_dim(), self.action_dim());
         let (given, wanted) = match actions {
             Actions::Discrete(a) => (a.len(), num_envs * num_agents),
-            Actions::Continuous(a) => (a.len(), num_envs * width),
+            Actions::Continuous(a) => {
+                if let Some(number) = a.iter().find(|a| !a.is_finite()) {
+                    anyhow::bail!("{}: an action is {number}", self.spec().id);
+                }
+                (a.len(), num_envs * action_dim)
+            }
         };
         if given != wanted {
             let id = &self.spec().id;
@@ -104,31 +110,29 @@ impl ParallelVecEnv {
                 "{id}: {given} numbers as actions, {num_envs} environments take {wanted}"
             ));
         }
-        let dim = self.observations.len() / num_envs;
         let mut joint = Vec::with_capacity(num_agents);
         self.episodes.clear();
         self.episode_returns.clear();
         for (i, (env, rng)) in self.envs.iter_mut().zip(&mut self.rngs).enumerate() {
             joint.clear();
-            let mut start = i * width;
-            joint.extend(self.action_dims.iter().enumerate().map(|(agent, dim)| match actions {
+            joint.extend(self.action_columns.iter().enumerate().map(|(agent, columns)| match actions {
                 Actions::Discrete(a) => Action::Discrete(a[i * num_agents + agent] as usize),
-                Actions::Continuous(a) => {
-                    start += dim;
-                    Action::Continuous(&a[start - dim..start])
-                }
+                Actions::Continuous(a) => Action::Continuous(&a[i * action_dim..][columns.clone()]),
             }));
+            let ParallelStep { terminated, truncated } = env.step(&joint, rng, &mut self.env_rewards)?;
             let agents = i * num_agents..(i + 1) * num_agents;
-            let rewards = &mut self.rewards[agents.clone()];
-            let ParallelStep { terminated, truncated } = env.step(&joint, rng, rewards)?;
-            let returns = &mut self.returns[agents];
-            returns.iter_mut().zip(rewards).for_each(|(total, reward)| *total += *reward);
+            let (rewards, returns) = (&mut self.rewards[agents.clone()], &mut self.returns[agents]);
+            for ((reward, total), given) in rewards.iter_mut().zip(returns.iter_mut()).zip(&self.env_rewards)
+            {
+                *reward = *given as f32;
+                *total += *given;
+            }
             self.lengths[i] += 1;
             self.terminated[i] = terminated;
             self.truncated[i] = truncated;
 
             let observations = &mut self.observations[i * dim..(i + 1) * dim];
-            observe(env.as_ref(), &self.observation_dims, observations);
+            observe(env.as_ref(), &self.observation_columns, observations);
             self.final_observations[i * dim..(i + 1) * dim].copy_from_slice(observations);
             if terminated || truncated {
                 let length = std::mem::take(&mut self.lengths[i]);
@@ -136,7 +140,7 @@ impl ParallelVecEnv {
                 self.episode_returns.extend_from_slice(returns);
                 returns.fill(0.0);
                 env.reset(rng)?;
-                observe(env.as_ref(), &self.observation_dims, observations);
+                observe(env.as_ref(), &self.observation_columns, observations);
             }
         }
         Ok(())
@@ -152,14 +156,29 @@ impl ParallelVecEnv {
         self.envs.len()
     }
 
-    /// Numbers in one observation of each agent, `[num_agents]`.
-    pub fn observation_dims(&self) -> &[usize] {
-        &self.observation_dims
+    /// Number of agents.
+    pub fn num_agents(&self) -> usize {
+        self.action_columns.len()
     }
 
-    /// Numbers in one action of each agent, `[num_agents]`.
-    pub fn action_dims(&self) -> &[usize] {
-        &self.action_dims
+    /// Numbers in a row of observations, of all agents together.
+    pub fn observation_dim(&self) -> usize {
+        self.observations.len() / self.num_envs()
+    }
+
+    /// Numbers in a row of continuous actions, of all agents together.
+    pub fn action_dim(&self) -> usize {
+        self.action_columns.last().map_or(0, |last| last.end)
+    }
+
+    /// Where each agent's observation lies in a row of them, `[num_agents]`.
+    pub fn observation_columns(&self) -> &[Range<usize>] {
+        &self.observation_columns
+    }
+
+    /// Where each agent's continuous action lies in a row of them, `[num_agents]`.
+    pub fn action_columns(&self) -> &[Range<usize>] {
+        &self.action_columns
     }
 
     /// Current observations, `[num_envs, observation_dim]` flattened.
@@ -174,7 +193,7 @@ impl ParallelVecEnv {
     }
 
     /// Rewards of the last step, `[num_envs, num_agents]` flattened.
-    pub fn rewards(&self) -> &[f64] {
+    pub fn rewards(&self) -> &[f32] {
         &self.rewards
     }
 
@@ -198,23 +217,27 @@ impl ParallelVecEnv {
         &self.episode_returns
     }
 
-    /// The environments themselves.
-    pub fn envs(&self) -> &[Box<dyn ParallelEnv>] {
-        &self.envs
-    }
-
     /// Draws environment `index`.
     pub fn draw(&self, index: usize, canvas: &mut Canvas) -> Result<()> {
         self.envs[index].draw(canvas)
     }
 }
 
+/// Where elements of `spaces` lie in a row of them.
+fn columns(spaces: &[Space]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let next = |space: &Space| {
+        let start = end;
+        end += space.size();
+        start..end
+    };
+    spaces.iter().map(next).collect()
+}
+
 /// Writes what every agent sees, one after the other.
-fn observe(env: &dyn ParallelEnv, dims: &[usize], mut row: &mut [f32]) {
-    for (agent, &dim) in dims.iter().enumerate() {
-        let (own, rest) = row.split_at_mut(dim);
-        env.observe(agent, own);
-        row = rest;
+fn observe(env: &dyn ParallelEnv, columns: &[Range<usize>], row: &mut [f32]) {
+    for (agent, columns) in columns.iter().enumerate() {
+        env.observe(agent, &mut row[columns.clone()]);
     }
 }
 
