@@ -2,33 +2,36 @@
 //!
 //! Lowe, Wu, Tamar, Harb, Abbeel & Mordatch (2017), arXiv:1706.02275.
 //!
-//! To an agent that learns beside others the world never holds still, because they change what
-//! its actions lead to. MADDPG gives each agent i a critic Q_i that sees everybody's observations
-//! x = (o_1, …, o_N) and actions a = (a_1, …, a_N): whatever the others' policies, what follows
-//! (x, a) stays the same. Critics serve training alone; an agent acts by its own actor
-//! μ_i on its own observation o_i. Each critic is regressed on the one-step target, and each actor climbs its
-//! critic through its own action, the others' being those of the replayed transition (x, a, r, x'):
+//! To an agent that learns beside others the world never holds still: what its actions lead to
+//! changes with their policies. MADDPG gives each agent i a critic Q_i that sees the observations
+//! x = (o_1, …, o_N) and the actions a = (a_1, …, a_N) of everybody, and what follows (x, a) is the
+//! same whoever chose a. Only training needs the critics: each actor μ_i climbs its critic through
+//! its own action, the others' being the replayed ones, and acts on its own observation o_i alone.
+//!
+//! On replayed transitions (x, a, r, x'), with slowly following targets μ' and Q':
 //!
 //! ```text
-//! y_i = r_i + γ Q'_i(x', μ'_1(o'_1), …, μ'_N(o'_N))       Q'_i = 0 where the episode terminated
-//! L(φ_i) = E[ (Q_i(x, a) − y_i)² ]
-//! ∇_θi J = E[ ∇_θi μ_i(o_i) ∇_ai Q_i(x, a_1, …, a_i, …, a_N) |_{a_i = μ_i(o_i)} ]
-//! θ' ← τ θ + (1 − τ) θ',  φ' ← τ φ + (1 − τ) φ'           the targets μ' and Q'
+//! y_i = r_i + γ Q'_i(x', μ'_1(o'_1), …, μ'_N(o'_N))     γ = 0 where the episode terminated
+//! L(φ_i) = E[ (Q_i(x, a) − y_i)² ]                      minimised by the critic
+//! J(θ_i) = E[ Q_i(x, a_1, …, μ_i(o_i), …, a_N) ]        maximised by the actor
+//! θ' ← τ θ + (1 − τ) θ',  φ' ← τ φ + (1 − τ) φ'
 //! ```
 //!
-//! The particle environments end an episode after 25 steps, which is a time limit: y_i bootstraps
-//! from its last state too.
+//! An episode of the particle environments ends after 25 steps by a time limit, and y_i bootstraps
+//! from its last state.
 //!
-//! Agents choose among movements and words. To have a gradient ∇_a Q, a choice is relaxed from one
-//! option to a weighting of all, the Gumbel-softmax (Jang, Gu & Poole 2016, arXiv:1611.01144),
-//! whose noise is the exploration as well. The environments take the weights as strengths of their
-//! continuous actions, as did the paper's own code, so that the critics see what was done. The
-//! paper's inferred policies of others (§4.2) and policy ensembles (§4.3) are left out.
+//! Agents choose between movements and between words. For a gradient ∂Q_i/∂a_i to exist, a choice
+//! is relaxed to a weighting of its options, the Gumbel-softmax (Jang, Gu & Poole 2016,
+//! arXiv:1611.01144), whose noise is the exploration as well. Like the paper's own code, this one
+//! plays with the weights themselves (they are the environments' continuous actions), so that
+//! critics learn from what was done. A minibatch serves all agents at once, and updates are
+//! smaller and more frequent than the paper's (1024 transitions, every 100 steps, step size 0.01).
+//! Inferred policies of others (§4.2) and policy ensembles (§4.3) are left out.
 //!
-//! Run `cargo run -p maddpg`: about −18 on simple_speaker_listener_v4 after 150,000 steps in four
-//! seconds; `--env-id simple_v3 --total-timesteps 75000` gives −7.6 in one. Returns are summed over the
-//! agents. The paper's code reaches −22 (−14 to −30 over ten trials) and −6.3 in as many steps
-//! (learning curves of wsjeon/maddpg-rllib, digitised); random actions give −73 and −36.
+//! Run `cargo run -p maddpg`: about −19 on simple_speaker_listener_v4 after 150,000 steps in five
+//! seconds, and with `--env-id simple_v3 --total-timesteps 75000` about −7.5 in two. Returns are
+//! sums over the agents. The paper's code, with exploration, reaches −22 (−14 to −30 over ten
+//! trials) and −6.3 in as many steps (curves of wsjeon/maddpg-rllib); random actions −73 and −36.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Module, Tensor};
@@ -58,10 +61,10 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam for the actors
-    #[arg(long, default_value_t = 3e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 2e-3, value_parser = cli::non_negative)]
     policy_lr: f64,
     /// Step size of Adam for the critics
-    #[arg(long, default_value_t = 3e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 5e-3, value_parser = cli::non_negative)]
     q_lr: f64,
     /// Parallel environments
     #[arg(long, default_value_t = 10, value_parser = cli::positive)]
@@ -73,16 +76,16 @@ struct Args {
     #[arg(long, default_value_t = 0.95, value_parser = cli::unit_interval)]
     gamma: f64,
     /// Step of the targets towards the online networks after each update, τ
-    #[arg(long, default_value_t = 0.01, value_parser = cli::unit_interval)]
+    #[arg(long, default_value_t = 0.02, value_parser = cli::unit_interval)]
     tau: f64,
     /// Transitions of an update
-    #[arg(long, default_value_t = 256, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
     /// Environment steps before the first update
     #[arg(long, default_value_t = 2000)]
     learning_starts: usize,
     /// Environment steps between updates
-    #[arg(long, default_value_t = 50, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 25, value_parser = cli::positive)]
     train_frequency: usize,
     /// Largest norm of the critics' gradient, and of the actors'
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
@@ -152,7 +155,8 @@ impl Agent {
     fn relax(&self, logits: &Tensor, rng: Option<&mut Rng>) -> Result<Tensor> {
         let mut perturbed = logits.clone();
         if let Some(rng) = rng {
-            // g = −ln(−ln u), u uniform in (0, 1); in f64, since −ln u is often 0 in f32
+            // g = −ln(−ln u), u uniform in (0, 1): at u = 1, which is one of 2²⁴ draws of an f32
+            // from (0, 1], g would be infinite
             let mut gumbel = || -(-Distribution::<f64>::sample(&Open01, rng).ln()).ln() as f32;
             let noise: Vec<f32> = (0..logits.elem_count()).map(|_| gumbel()).collect();
             perturbed = (perturbed + Tensor::from_vec(noise, logits.shape(), logits.device())?)?;

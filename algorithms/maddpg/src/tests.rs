@@ -172,6 +172,29 @@ fn the_critics_loss_is_the_sum_of_their_mean_squared_errors() {
 }
 
 #[test]
+fn an_actors_loss_is_minus_its_value_plus_the_penalty() {
+    let (agents, _, envs) = agents("simple_spread_v3", 4);
+    let batch = batch(&envs, 5);
+    let (observations, actions) = (rows(&batch.observations), rows(&batch.actions));
+    for agent in &agents {
+        let got = actor_loss(agent, &batch, 0.3, &mut rng(8, 0)).unwrap().to_scalar::<f32>().unwrap();
+        // The same draws again, so that the own actions are the same.
+        let logits = agent.logits(&batch.observations).unwrap();
+        let own = rows(&agent.relax(&logits, Some(&mut rng(8, 0))).unwrap());
+        let mut wanted = 0.0;
+        for row in 0..5 {
+            let mut joint = [observations[row].clone(), actions[row].clone()].concat();
+            let start = observations[row].len() + agent.action.start;
+            joint[start..start + agent.action.len()].copy_from_slice(&own[row]);
+            let z = by_hand(&agent.actor, &observations[row][agent.observation.clone()]);
+            let penalty = z.iter().map(|z| z * z).sum::<f32>() / z.len() as f32;
+            wanted += (0.3 * penalty - by_hand(&agent.critic, &joint)[0]) / 5.0;
+        }
+        close(&[got], &[wanted], 1e-5);
+    }
+}
+
+#[test]
 fn the_actors_gradient_is_through_its_own_action_in_its_own_critic() {
     let (agents, parameters, envs) = agents("simple_speaker_listener_v4", 6);
     let batch = batch(&envs, 16);
