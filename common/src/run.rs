@@ -17,6 +17,7 @@ use crate::plot::{Curve, learning_curves};
 use crate::tensorboard::EventWriter;
 use crate::{checkpoint, gif};
 use anyhow::{Context, bail};
+use envs::mpe::ParallelVecEnv;
 use envs::persist::Persist;
 use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -361,6 +362,43 @@ impl Run {
         if self.args.capture_video {
             self.film(&make, &mut policy, seed)?;
         }
+        self.finish(&returns, training_seconds)
+    }
+
+    /// [`Run::evaluate`] for several agents, on environments that `make(num_envs, seed)` builds:
+    /// `policy` maps observations `[n, observation_dim]` of all agents to their actions. The
+    /// return of an episode is the sum over its agents.
+    pub fn evaluate_agents<T>(
+        self,
+        make: impl Fn(usize, u64) -> Result<ParallelVecEnv>,
+        mut policy: impl FnMut(&[f32]) -> Result<Vec<T>>,
+    ) -> Result<Evaluation>
+    where
+        for<'a> &'a Vec<T>: Into<Actions<'a>>,
+    {
+        let training_seconds = self.wall_seconds();
+        self.console.clear();
+        let seed = self.args.seed ^ EVALUATION_SEED;
+        // One episode in each environment; the first of them is filmed.
+        let mut envs = make(self.args.eval_episodes, seed)?;
+        let mut returns: Vec<Option<f64>> = vec![None; self.args.eval_episodes];
+        let mut frames = Vec::new();
+        while returns.iter().any(Option::is_none) {
+            if self.args.capture_video && returns[0].is_none() && frames.len() < 1000 {
+                let mut canvas = Canvas::new(480, 480);
+                envs.draw(0, &mut canvas)?;
+                frames.push(canvas.rgb());
+            }
+            let actions = policy(envs.observations())?;
+            envs.step(&actions)?;
+            for episode in envs.episodes() {
+                returns[episode.env].get_or_insert(episode.episodic_return);
+            }
+        }
+        if self.args.capture_video {
+            gif::write_gif(&self.dir.join("agent.gif"), &frames, 480, 480, 100)?;
+        }
+        let returns: Vec<f64> = returns.into_iter().flatten().collect();
         self.finish(&returns, training_seconds)
     }
 
