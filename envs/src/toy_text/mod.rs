@@ -1,12 +1,16 @@
 //! Toy text: small games with few states, most of them with a known transition model.
+//!
+//! [`Catch`] is not Gymnasium's: its few states are shown as an image.
 
 mod blackjack;
+mod catch;
 mod cliff_walking;
 mod frozen_lake;
 mod tabular;
 mod taxi;
 
 pub use blackjack::Blackjack;
+pub use catch::Catch;
 pub use cliff_walking::CliffWalking;
 pub use frozen_lake::FrozenLake;
 pub use tabular::{Game, Tabular};
@@ -29,6 +33,7 @@ pub fn registered() -> Vec<Registration> {
         Registration { id: "Blackjack-v1", make: || limited(Blackjack::new(false, true)) },
         Registration { id: "Blackjack-v1-natural", make: || limited(Blackjack::new(true, false)) },
         Registration { id: "Blackjack-v1-simple", make: || limited(Blackjack::new(false, false)) },
+        Registration { id: "Catch-v0", make: || limited(Catch::new()) },
     ]
 }
 
