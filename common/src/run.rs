@@ -31,6 +31,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 
+/// Steps after which an evaluation cuts off an episode of an environment without a time limit, as
+/// a greedy policy may walk in circles for ever. It is what Gymnasium limits Atari games to: half an
+/// hour of play, 108,000 frames of which every fourth is acted on.
+pub const MAX_EVALUATION_STEPS: u32 = 27_000;
+
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// The run was interrupted by Ctrl-C; its state was saved.
@@ -303,7 +308,8 @@ impl Run {
 
     /// Ends the run: plays `--eval-episodes` episodes with `policy`, which maps observations
     /// `[n, observation_dim]` to `n` actions, and writes the summary and the plot. The last line
-    /// on standard output is the result.
+    /// on standard output is the result. Where the environment has no time limit, an episode
+    /// counts with what it collected in [`MAX_EVALUATION_STEPS`].
     pub fn evaluate<T>(self, policy: impl FnMut(&[f32]) -> Result<Vec<T>>) -> Result<Evaluation>
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
@@ -332,8 +338,17 @@ impl Run {
         while returns.len() < wanted {
             let n = batch.min(wanted - returns.len());
             let mut envs = make(n, seed.wrapping_add(returns.len() as u64))?;
+            let limit = envs.spec().max_episode_steps.is_none().then_some(MAX_EVALUATION_STEPS);
             let mut result: Vec<Option<f64>> = vec![None; n];
+            let mut steps = 0;
             while result.iter().any(Option::is_none) {
+                if Some(steps) == limit {
+                    for (result, running) in result.iter_mut().zip(envs.running_returns()) {
+                        result.get_or_insert(*running);
+                    }
+                    break;
+                }
+                steps += 1;
                 let actions = policy(envs.observations())?;
                 envs.step(&actions)?;
                 for episode in envs.episodes() {
@@ -382,7 +397,7 @@ impl Run {
 
     fn plot(&self) -> Result<()> {
         let runs = [self.history.returns.iter().map(|&(step, value)| (step as f64, value)).collect()];
-        let curve = Curve::from_runs(&format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
+        let curve = Curve::from_runs(format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
         let spec: Option<Spec> = envs::make(&self.args.env_id).ok().map(|env| env.spec().clone());
         let solved = spec.and_then(|spec| spec.reward_threshold);
         let label = solved.map(|threshold| format!("solved: {threshold}"));

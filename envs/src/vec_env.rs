@@ -291,6 +291,11 @@ impl VecEnv {
         &self.episodes
     }
 
+    /// Sums of the rewards of the running episodes so far, `[num_envs]`.
+    pub fn running_returns(&self) -> &[f64] {
+        &self.returns
+    }
+
     /// Draws environment `index`.
     ///
     /// # Errors

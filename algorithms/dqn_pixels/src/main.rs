@@ -11,19 +11,18 @@
 //! different from vectors: it holds bytes, each frame once, and puts observations together from
 //! frames when they are drawn.
 //!
-//! The network Q_θ(s, ·) gives one value for each action; the policy takes the action with the
-//! largest, or with probability ε any. Learning minimises, over transitions (s, a, r, s') drawn
-//! uniformly from the memory D,
+//! The network gives Q(s, a; θ) for every action; the policy takes the action of greatest value, or
+//! with probability ε any. The parameters θ are learned from transitions (s, a, r, s') drawn
+//! uniformly from the memory, with the target parameters θ⁻:
 //!
 //! ```text
-//! y = r + γ max_a' Q_θ⁻(s', a')                the target; y = r where the episode terminated
-//! L(θ) = E_D[ huber( Q_θ(s, a) − y ) ]         huber(δ) = ½ δ² where |δ| ≤ 1, else |δ| − ½
-//! θ⁻ ← τ θ + (1 − τ) θ⁻                        every so many steps; τ = 1 copies
+//! y    = r + γ (1 − terminated) max_a' Q(s', a'; θ⁻)
+//! L(θ) = E_{(s, a, r, s') ~ memory}[ ℓ(y − Q(s, a; θ)) ]        ∇_θ y = 0
+//! ℓ(δ) = ½ δ² where |δ| ≤ 1, |δ| − ½ elsewhere                  errors count as at most 1
+//! θ⁻   ← (1 − τ) θ⁻ + τ θ     every target_network_frequency steps (τ = 1: a plain copy)
 //! ```
 //!
-//! The gradient of the Huber loss is the error clipped to ±1, as in the paper. A time limit
-//! truncates an episode but its last state still has a value: only termination stops the
-//! bootstrap (Pardo et al. 2018, arXiv:1712.00378).
+//! A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
 //! Run `cargo run -p dqn_pixels`: every ball is caught, a return of 1.0 on Catch-v0 after 20,000
 //! steps in about four seconds (the optimum; bsuite, Osband et al. 2020, arXiv:1908.03568).
@@ -92,14 +91,11 @@ struct Args {
     train_frequency: usize,
 }
 
-/// Images of at least this many pixels a side get the paper's network, smaller ones MinAtar's.
-const LARGE: usize = 36;
-
-/// Q_θ(s, ·).
+/// Q(s, ·): the paper's network for images of at least 36 pixels a side, MinAtar's for smaller ones.
 struct QNetwork {
     image: Image,              // what an observation is, its frames stacked
     convolutions: Vec<Conv2d>, // [height, width, channels] → [height', width', filters]
-    hidden: Linear,            // [height' · width' · filters] → [128], or [512] for large images
+    hidden: Linear,            // [height' · width' · filters] → [512] or, for small images, [128]
     output: Linear,            // → [num_actions]
     device: Device,
 }
@@ -107,7 +103,7 @@ struct QNetwork {
 impl QNetwork {
     fn new(image: Image, num_actions: usize, vb: VarBuilder) -> Result<Self> {
         // (filters, kernel size, stride) of each layer, and hidden units.
-        let (layers, units): (&[_], _) = match image.height.min(image.width) >= LARGE {
+        let (layers, units): (&[_], _) = match image.height.min(image.width) >= 36 {
             true => (&[(32, 8, 4), (64, 4, 2), (64, 3, 1)], 512),
             false => (&[(16, 3, 1)], 128),
         };
@@ -127,20 +123,20 @@ impl QNetwork {
     }
 
     /// Pixels from 0 to 1, `[batch, height, width, channels]` flattened, to `[batch, num_actions]`.
-    fn forward(&self, pixels: Vec<f32>) -> Result<Tensor> {
+    fn forward(&self, pixels: &[f32]) -> Result<Tensor> {
         let Image { height, width, channels, .. } = self.image;
         let batch = pixels.len() / (height * width * channels);
-        let mut features = Tensor::from_vec(pixels, (batch, height, width, channels), &self.device)?;
+        let mut features = Tensor::from_slice(pixels, (batch, height, width, channels), &self.device)?;
         for convolution in &self.convolutions {
             features = convolution.forward(&features)?;
         }
         Ok(self.output.forward(&self.hidden.forward(&features.flatten_from(1)?)?)?)
     }
 
-    /// The best action in each of `observations`, as the environment gives them.
+    /// The action of greatest value in each of `observations`, as the environment gives them.
     fn greedy(&self, observations: &[f32]) -> Result<Vec<u32>> {
-        let pixels = observations.iter().map(|o| o / self.image.high).collect();
-        Ok(self.forward(pixels)?.argmax(1)?.to_vec1()?)
+        let pixels: Vec<f32> = observations.iter().map(|o| o / self.image.high).collect();
+        Ok(self.forward(&pixels)?.argmax(1)?.to_vec1()?)
     }
 }
 
@@ -170,7 +166,8 @@ struct Slot {
     terminated: bool,
 }
 
-/// Transitions; pixels from 0 to 1.
+/// Transitions drawn from the memory; pixels from 0 to 1.
+#[derive(Default)]
 struct Batch {
     observations: Vec<f32>,      // [batch_size, height, width, stack · channels]
     actions: Vec<u32>,           // [batch_size]
@@ -212,13 +209,7 @@ impl FrameMemory {
 
     /// Draws transitions uniformly, with replacement.
     fn sample(&self, batch_size: usize, rng: &mut Rng) -> Batch {
-        let mut batch = Batch {
-            observations: Vec::new(),
-            actions: Vec::with_capacity(batch_size),
-            rewards: Vec::with_capacity(batch_size),
-            next_observations: Vec::new(),
-            terminated: Vec::with_capacity(batch_size),
-        };
+        let mut batch = Batch::default();
         // Counted from the oldest slot. Once slots are overwritten the first few have lost the
         // frames before them; the newest slot's step has not been made yet.
         let usable = if self.slots.len() < self.capacity { 0 } else { self.stack - 1 }..self.slots.len() - 1;
@@ -266,30 +257,32 @@ impl FrameMemory {
     }
 }
 
-/// ε after `step` steps: it falls linearly, then stays.
-fn epsilon(args: &Args, step: usize) -> f64 {
-    let duration = args.exploration_fraction * args.run.total_timesteps as f64;
-    let progress = if duration > 0.0 { (step as f64 / duration).min(1.0) } else { 1.0 };
-    args.start_e + progress * (args.end_e - args.start_e)
+/// y = r + γ (1 − terminated) max_a' Q(s', a'; θ⁻), `[batch_size]`, from `next_q_values`
+/// `[batch_size, num_actions]` of the target network. Plain numbers: no gradient flows into a target.
+fn td_targets(batch: &Batch, next_q_values: &[f32], gamma: f32) -> Vec<f32> {
+    let rows = next_q_values.chunks_exact(next_q_values.len() / batch.rewards.len());
+    rows.zip(&batch.rewards)
+        .zip(&batch.terminated)
+        .map(|((row, &reward), &terminated)| {
+            let next_value = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            // Easy to miss and fatal: nothing lies beyond a terminal state.
+            reward + if terminated { 0.0 } else { gamma * next_value }
+        })
+        .collect()
 }
 
-/// y of each transition, from Q_θ⁻(s', ·), `[batch_size, num_actions]` flattened.
-fn td_targets(next_values: &[f32], rewards: &[f32], terminated: &[bool], gamma: f32) -> Vec<f32> {
-    let rows = next_values.chunks_exact(next_values.len() / rewards.len());
-    let target = |((row, reward), terminated): ((&[f32], &f32), &bool)| {
-        // y = r + γ max_a' Q_θ⁻(s', a'), without the second term where the episode terminated
-        let next = if *terminated { 0.0 } else { row.iter().copied().fold(f32::NEG_INFINITY, f32::max) };
-        reward + gamma * next
-    };
-    rows.zip(rewards).zip(terminated).map(target).collect()
+/// E[ ℓ(y − Q(s, a; θ)) ], from Q(s, a; θ) `[batch_size]` and y `[batch_size]`.
+fn td_loss(q_values: &Tensor, targets: &Tensor) -> Result<Tensor> {
+    let error = (targets - q_values)?.abs()?;
+    let inside = error.clamp(0.0, 1.0)?;
+    // ½ min(|δ|, 1)² + (|δ| − min(|δ|, 1))
+    Ok(((inside.sqr()? * 0.5)? + (error - inside)?)?.mean_all()?)
 }
 
-/// E[ huber(Q(s, a) − y) ], from tensors `[batch_size]`.
-fn q_loss(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
-    let error = (values - targets)?.abs()?;
-    // With m = min(|δ|, 1), huber(δ) = m (|δ| − ½ m).
-    let clipped = error.minimum(1.0)?;
-    Ok((&clipped * (&error - (&clipped * 0.5)?)?)?.mean_all()?)
+/// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps.
+fn epsilon(start: f64, end: f64, duration: f64, step: usize) -> f64 {
+    let progress = (step as f64 / duration.max(1.0)).min(1.0);
+    start + (end - start) * progress
 }
 
 /// Environments that observe their last `frame_stack` frames.
@@ -302,9 +295,6 @@ fn make_envs(args: &Args, num_envs: usize, seed: u64) -> Result<VecEnv> {
         _ => VecEnv::new((0..num_envs).map(|_| stacked()).collect::<Result<_>>()?, seed),
     }
 }
-
-#[cfg(test)]
-mod tests;
 
 fn main() -> ExitCode {
     cli::main(train)
@@ -353,7 +343,8 @@ fn train(args: Args) -> Result<()> {
         )?;
 
         // Act: ε-greedily.
-        let epsilon = epsilon(&args, global_step);
+        let duration = args.exploration_fraction * run.total_timesteps as f64;
+        let epsilon = epsilon(args.start_e, args.end_e, duration, global_step);
         let action = match rng.random::<f64>() < epsilon {
             true => rng.random_range(0..num_actions as u32),
             false => q_network.greedy(envs.observations())?[0],
@@ -371,22 +362,26 @@ fn train(args: Args) -> Result<()> {
         }
 
         // Learn: one step on a minibatch.
-        if global_step >= args.learning_starts && global_step % args.train_frequency == 0 {
+        if global_step <= args.learning_starts {
+            continue;
+        }
+        if global_step.is_multiple_of(args.train_frequency) {
             let batch = memory.sample(args.batch_size, &mut rng);
-            let next_values = target_network.forward(batch.next_observations)?.flatten_all()?.to_vec1()?;
-            let targets = td_targets(&next_values, &batch.rewards, &batch.terminated, args.gamma as f32);
+            let next_q_values = target_network.forward(&batch.next_observations)?;
+            let targets = td_targets(&batch, &next_q_values.flatten_all()?.to_vec1()?, args.gamma as f32);
             let targets = Tensor::from_vec(targets, args.batch_size, &device)?;
-            let actions = Tensor::from_vec(batch.actions, (args.batch_size, 1), &device)?;
-            let values = q_network.forward(batch.observations)?.gather(&actions, 1)?.squeeze(1)?; // Q_θ(s, a)
-            let loss = q_loss(&values, &targets)?;
+            let actions = Tensor::from_slice(&batch.actions, (args.batch_size, 1), &device)?;
+            let q_values = q_network.forward(&batch.observations)?;
+            let q_values = q_values.gather(&actions, 1)?.flatten_all()?; // Q(s, a), [batch_size]
+            let loss = td_loss(&q_values, &targets)?;
             optimizer.backward_step(&loss)?;
-            if global_step % 100 == 0 {
-                run.log(global_step, "charts/epsilon", epsilon)?;
+            if global_step.is_multiple_of(100) {
                 run.log(global_step, "losses/td_loss", loss.to_scalar::<f32>()?)?;
-                run.log(global_step, "losses/q_values", values.mean_all()?.to_scalar::<f32>()?)?;
+                run.log(global_step, "losses/q_values", q_values.mean_all()?.to_scalar::<f32>()?)?;
+                run.log(global_step, "charts/epsilon", epsilon)?;
             }
         }
-        if global_step % args.target_network_frequency == 0 {
+        if global_step.is_multiple_of(args.target_network_frequency) {
             soft_update(&target_parameters, &parameters, args.tau)?;
         }
     }
@@ -398,3 +393,6 @@ fn train(args: Args) -> Result<()> {
     )?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

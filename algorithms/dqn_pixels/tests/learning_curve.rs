@@ -30,9 +30,9 @@ fn refuses_bad_input() {
     refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
     refuses(&["--train-frequency", "0"], &["'0'", "--train-frequency", "at least 1"]);
     refuses(&["--target-network-frequency", "x"], &["'x'", "--target-network-frequency"]);
-    refuses(&["--end-e", "-0.1"], &["--end-e"]);
+    refuses(&["--end-e=-0.1"], &["'-0.1'", "--end-e", "0 to 1"]);
     refuses(&["--start-e", "1.1"], &["'1.1'", "--start-e", "0 to 1"]);
     refuses(&["--exploration-fraction", "2"], &["'2'", "--exploration-fraction", "0 to 1"]);
     refuses(&["--tau", "NaN"], &["'NaN'", "--tau", "0 to 1"]);
-    refuses(&["--learning-rate", "-1"], &["--learning-rate"]);
+    refuses(&["--learning-rate=-1"], &["'-1'", "--learning-rate", "at least 0"]);
 }
