@@ -137,7 +137,7 @@ fn targets_bootstrap_unless_terminated() {
 
 #[test]
 fn the_loss_is_huber_s_and_its_gradient_the_clipped_error() {
-    let errors = [-3.0_f32, -1.1, -0.4, 0.0, 0.7, 0.9, 2.5];
+    let errors = [-3.0_f32, -1.0, -0.4, 0.0, 0.7, 1.0, 2.5];
     let targets = Tensor::new(&[0.5_f32, -1.0, 2.0, 0.0, 1.0, 3.0, -2.0], &Device::Cpu).unwrap();
     let values = (&targets + Tensor::new(&errors, &Device::Cpu).unwrap()).unwrap();
     let values = Var::from_tensor(&values).unwrap();
