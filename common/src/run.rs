@@ -287,7 +287,8 @@ impl Run {
         Ok(())
     }
 
-    fn wall_seconds(&self) -> f64 {
+    /// Seconds that the run has taken, over all of its resumptions.
+    pub fn wall_seconds(&self) -> f64 {
         self.history.wall_seconds + self.started.elapsed().as_secs_f64()
     }
 

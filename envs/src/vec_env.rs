@@ -307,6 +307,19 @@ impl VecEnv {
         }
     }
 
+    /// The whole state of environment `index`, from which a planner steps a copy of it.
+    ///
+    /// # Errors
+    /// Python's environments, which [`VecEnv::make`] steps in one process.
+    pub fn state(&self, index: usize) -> Result<State> {
+        match &self.backend {
+            Backend::Native(envs) => envs[index].state(),
+            Backend::Gymnasium(_) => {
+                invalid(format!("--env-id gym:{}: its state cannot be read for planning", self.spec.id))
+            }
+        }
+    }
+
     /// Everything that changes, for a checkpoint.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let (states, bridge) = match &self.backend {
