@@ -31,6 +31,19 @@ pub struct Spec {
     pub reward_threshold: Option<f64>,
 }
 
+/// A picture, `[height, width, channels]` row-major, each number from 0 to `high`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Image {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// Numbers in one pixel.
+    pub channels: usize,
+    /// The largest number: 1 in MinAtar, 255 in pictures made of bytes.
+    pub high: f32,
+}
+
 impl Spec {
     /// Sizes `(observation_dim, num_actions)` for an algorithm that wants vector observations and
     /// discrete actions; refuses other spaces, naming `algorithm`.
@@ -50,6 +63,23 @@ impl Spec {
             }
             _ => self.refuse(algorithm, "Box observations and Box actions"),
         }
+    }
+
+    /// The image and the number of actions for an algorithm that wants pictures and discrete
+    /// actions; refuses other spaces, naming `algorithm`.
+    pub fn image_to_discrete(&self, algorithm: &str) -> Result<(Image, usize)> {
+        if let (Space::Box { shape, low, high }, Space::Discrete { n }) =
+            (&self.observation_space, &self.action_space)
+            && let ([height, width, channels], Some(&bound)) = (shape.as_slice(), high.first())
+            && (bound > 0.0 && bound.is_finite())
+            && low.iter().all(|&low| low == 0.0)
+            && high.iter().all(|&high| high == bound)
+        {
+            let image = Image { height: *height, width: *width, channels: *channels, high: bound };
+            return Ok((image, *n));
+        }
+        let wants = "images, Box([height, width, channels]) from 0 to one finite bound, and Discrete actions";
+        self.refuse(algorithm, wants)
     }
 
     /// Sizes `(num_states, num_actions)` for a tabular algorithm; refuses other spaces, naming

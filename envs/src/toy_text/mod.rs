@@ -1,6 +1,9 @@
 //! Toy text: small games with few states, most of them with a known transition model.
+//!
+//! [`Catch`] and [`ShortCorridor`] are not Gymnasium's: bsuite's, shown as an image, and Sutton & Barto's.
 
 mod blackjack;
+mod catch;
 mod cliff_walking;
 mod frozen_lake;
 mod short_corridor;
@@ -8,6 +11,7 @@ mod tabular;
 mod taxi;
 
 pub use blackjack::Blackjack;
+pub use catch::Catch;
 pub use cliff_walking::CliffWalking;
 pub use frozen_lake::FrozenLake;
 pub use short_corridor::ShortCorridor;
@@ -32,6 +36,7 @@ pub fn registered() -> Vec<Registration> {
         Registration { id: "Blackjack-v1", make: || limited(Blackjack::new(false, true)) },
         Registration { id: "Blackjack-v1-natural", make: || limited(Blackjack::new(true, false)) },
         Registration { id: "Blackjack-v1-simple", make: || limited(Blackjack::new(false, false)) },
+        Registration { id: "Catch-v0", make: || limited(Catch::new()) },
         Registration { id: "ShortCorridor-v0", make: || limited(ShortCorridor::new()) },
     ]
 }
