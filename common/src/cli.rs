@@ -174,7 +174,8 @@ fn configure(command: Command) -> Command {
         let arg = if optional { arg.required(false) } else { arg };
         let is_bool = arg.get_value_parser().type_id() == clap::value_parser!(bool).type_id();
         if !is_bool || arg.is_positional() {
-            return arg;
+            // So that `--gamma -1` is refused as a value and not as an unknown flag.
+            return arg.allow_negative_numbers(true);
         }
         let arg = match arg.get_default_values() {
             [] => arg.default_value("false"),

@@ -293,11 +293,11 @@ fn train(args: Args) -> Result<()> {
         envs.step(&actions)?;
 
         // Store. The next observation of a finished episode is its last, not the reset one.
-        for env in 0..num_envs {
+        for (env, &action) in actions.iter().enumerate() {
             let row = env * observation_dim..(env + 1) * observation_dim;
             let next_observation = &envs.final_observations()[row.clone()];
             let (reward, terminated) = (envs.rewards()[env], envs.terminated()[env]);
-            buffer.add(&observations[row], actions[env], reward, next_observation, terminated);
+            buffer.add(&observations[row], action, reward, next_observation, terminated);
         }
         let previous_step = global_step;
         global_step += num_envs;
