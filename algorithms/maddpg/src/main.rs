@@ -261,7 +261,7 @@ fn critic_loss(agents: &[Agent], batch: &Batch, td_targets: &Tensor) -> Result<T
     Ok((squares.sum_all()? / batch.rewards.dim(0)? as f64)?)
 }
 
-/// −E[ Q_i(x, a_1, …, μ_i(o_i), …, a_N) ] + c E[z²], where z are the logits. The penalty is from
+/// `−E[ Q_i(x, a_1, …, μ_i(o_i), …, a_N) ] + c E[z²]`, where z are the logits. The penalty is from
 /// the paper's code: with it they cannot grow until the noise decides nothing any more.
 fn actor_loss(agent: &Agent, batch: &Batch, logit_coef: f64, rng: &mut Rng) -> Result<Tensor> {
     let logits = agent.logits(&batch.observations)?;
