@@ -26,7 +26,7 @@ fn refuses_bad_input() {
     refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
     refuses(&["--train-frequency", "0"], &["'0'", "--train-frequency", "at least 1"]);
     refuses(&["--learning-starts", "soon"], &["'soon'", "--learning-starts"]);
-    refuses(&["--policy-lr", "-1"], &["--policy-lr"]);
+    refuses(&["--policy-lr=-1"], &["'-1'", "--policy-lr", "at least 0"]);
     refuses(&["--q-lr", "inf"], &["'inf'", "--q-lr", "finite"]);
     refuses(&["--gamma", "1.1"], &["'1.1'", "--gamma", "0 to 1"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
