@@ -87,7 +87,7 @@ struct Args {
     #[arg(long, default_value_t = 0.04, value_parser = cli::unit_interval)]
     end_e: f64,
     /// Fraction of the run over which ε falls from its start to its end
-    #[arg(long, default_value_t = 0.2, value_parser = cli::unit_interval)]
+    #[arg(long, default_value_t = 0.1, value_parser = cli::unit_interval)]
     exploration_fraction: f64,
     /// Environment steps before learning starts
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
