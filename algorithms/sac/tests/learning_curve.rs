@@ -26,11 +26,11 @@ fn the_same_seed_gives_the_same_run() {
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SAC, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
-    refuses(&["--policy-lr", "-1"], &["'-1'", "--policy-lr", "at least 0"]);
+    refuses(&["--policy-lr=-1"], &["'-1'", "--policy-lr", "at least 0"]);
     refuses(&["--q-lr", "inf"], &["'inf'", "--q-lr"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
-    refuses(&["--alpha", "-0.1"], &["'-0.1'", "--alpha", "at least 0"]);
+    refuses(&["--alpha=-0.1"], &["'-0.1'", "--alpha", "at least 0"]);
     refuses(&["--autotune", "maybe"], &["'maybe'", "--autotune", "true"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);

@@ -26,10 +26,10 @@ fn the_same_seed_gives_the_same_run() {
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(TD3, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
-    refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate", "at least 0"]);
+    refuses(&["--learning-rate=-1"], &["'-1'", "--learning-rate", "at least 0"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
-    refuses(&["--policy-noise", "-0.1"], &["'-0.1'", "--policy-noise", "at least 0"]);
+    refuses(&["--policy-noise=-0.1"], &["'-0.1'", "--policy-noise", "at least 0"]);
     refuses(&["--noise-clip", "NaN"], &["'NaN'", "--noise-clip", "at least 0"]);
     refuses(&["--exploration-noise", "inf"], &["'inf'", "--exploration-noise"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
