@@ -90,19 +90,23 @@ impl RunArgs {
 pub fn main<A: Parser>(train: fn(A) -> Result<()>) -> ExitCode {
     match parse_from::<A>(std::env::args_os()).and_then(train) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Help and version are "errors" of clap's that belong on standard output.
-            if let Some(clap) = error.downcast_ref::<clap::Error>() {
-                clap.exit();
-            }
-            if let Some(code) = error.downcast_ref::<crate::run::Interrupted>() {
-                eprintln!("{code}");
-                return ExitCode::from(130);
-            }
-            eprintln!("error: {}", one_line(&format!("{error:#}")));
-            ExitCode::from(if error.is::<InvalidInput>() { 2 } else { 1 })
-        }
+        Err(error) => ExitCode::from(report(&error)),
     }
+}
+
+/// Prints `error` as one line on standard error; returns the exit code that it ends the program
+/// with.
+pub(crate) fn report(error: &anyhow::Error) -> u8 {
+    // Help and version are "errors" of clap's that belong on standard output.
+    if let Some(clap) = error.downcast_ref::<clap::Error>() {
+        clap.exit();
+    }
+    if let Some(interrupted) = error.downcast_ref::<crate::run::Interrupted>() {
+        eprintln!("{interrupted}");
+        return 130;
+    }
+    eprintln!("error: {}", one_line(&format!("{error:#}")));
+    if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
 /// Parses `argv`. Flags of `--config` files take the place of the `--config`, so that the last one
