@@ -3,11 +3,11 @@
 //! Each thing saved is a tensor of bytes under its name; the metadata say which algorithm,
 //! environment and format version wrote it.
 
+use crate::model::{describe as describe_file, description};
 use crate::run::write_atomically;
 use anyhow::Context;
 use envs::{InvalidInput, Result};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "1";
@@ -26,12 +26,13 @@ pub fn write(dir: &Path, algorithm: &str, env_id: &str, items: &[(String, Vec<u8
     for (name, bytes) in items {
         views.push((name.as_str(), TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
     }
-    let metadata = HashMap::from([
-        ("format".to_string(), FORMAT.to_string()),
-        ("kind".to_string(), "checkpoint".to_string()),
-        ("algorithm".to_string(), algorithm.to_string()),
-        ("env_id".to_string(), env_id.to_string()),
-        ("crc32c".to_string(), checksum(items.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())))),
+    let crc32c = checksum(items.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())));
+    let metadata = describe_file([
+        ("format", FORMAT),
+        ("kind", "checkpoint"),
+        ("algorithm", algorithm),
+        ("env_id", env_id),
+        ("crc32c", &crc32c),
     ]);
     write_atomically(&path(dir), &safetensors::serialize(views, Some(metadata))?)
 }
@@ -63,7 +64,7 @@ pub fn describe(dir: &Path, algorithm: &str, env_id: &str) -> Result<()> {
     let corrupt = |why: String| refuse(dir, format!("not a whole checkpoint ({why})"));
     let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| corrupt(e.to_string()))?;
     let tensors = SafeTensors::deserialize(&bytes).map_err(|e| corrupt(e.to_string()))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
+    let metadata = description(&header);
     let field = |key: &str| metadata.get(key).map(String::as_str).unwrap_or("none");
     if field("kind") != "checkpoint" {
         return Err(refuse(dir, "a safetensors file, but not a checkpoint"));

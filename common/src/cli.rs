@@ -88,7 +88,11 @@ impl RunArgs {
 /// Parses the command line, runs `train`, and turns an error into one line on standard error:
 /// exit code 2 for input that cannot be accepted, 1 for everything else.
 pub fn main<A: Parser>(train: fn(A) -> Result<()>) -> ExitCode {
-    match parse_from::<A>(std::env::args_os()).and_then(train) {
+    let run = |(args, threads)| {
+        limit_threads(threads);
+        train(args)
+    };
+    match parse::<A>(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(report(&error)),
     }
@@ -109,17 +113,33 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
+/// Keeps candle's thread pools to `threads`. Element-wise operations run on all cores otherwise, and
+/// on small networks their workers mostly spin: several times the work for the same result.
+fn limit_threads(threads: usize) {
+    // Candle reads these when it first needs a pool.
+    for variable in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
+        // SAFETY: only `main` calls this, before it has started another thread.
+        unsafe { std::env::set_var(variable, threads.to_string()) };
+    }
+}
+
 /// Parses `argv`. Flags of `--config` files take the place of the `--config`, so that the last one
 /// to name a flag wins; `--resume` and `--eval-only` read the run's own configuration first.
 ///
 /// # Errors
 /// [`InvalidInput`] for everything a user can get wrong; `clap::Error` for `--help`.
 pub fn parse_from<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<A> {
+    Ok(parse(argv)?.0)
+}
+
+/// [`parse_from`], and the value of `--threads`.
+fn parse<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<(A, usize)> {
     let command = configure(A::command());
     let argv = expand_configs(&command, argv)?;
-    let parse = || -> std::result::Result<A, clap::Error> {
+    let parse = || -> std::result::Result<(A, usize), clap::Error> {
         let mut matches = command.clone().try_get_matches_from(argv)?;
-        A::from_arg_matches_mut(&mut matches)
+        let threads = matches.try_get_one("threads").ok().flatten().copied().unwrap_or(1);
+        Ok((A::from_arg_matches_mut(&mut matches)?, threads))
     };
     parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => anyhow::Error::new(error),

@@ -95,13 +95,24 @@ impl<const N: usize> Model for [(&str, &mut dyn Model); N] {
     }
 }
 
+/// What a file is, as safetensors metadata. All of it is one entry of JSON with sorted keys: the
+/// format's own map is written in an order that differs from process to process, and the same
+/// run must give the same bytes.
+pub(crate) fn describe<const N: usize>(fields: [(&str, &str); N]) -> HashMap<String, String> {
+    let fields: serde_json::Map<_, _> =
+        fields.into_iter().map(|(key, value)| (key.to_string(), value.into())).collect();
+    HashMap::from([("plainrl".to_string(), serde_json::Value::Object(fields).to_string())])
+}
+
+/// What [`describe`] wrote; empty where it did not.
+pub(crate) fn description(header: &safetensors::tensor::Metadata) -> BTreeMap<String, String> {
+    let text = header.metadata().as_ref().and_then(|fields| fields.get("plainrl"));
+    text.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
 /// Writes `model`, noting the algorithm and environment it is of.
 pub fn save(path: &Path, algorithm: &str, env_id: &str, model: &dyn Model) -> Result<()> {
-    let metadata = HashMap::from([
-        ("kind".to_string(), "model".to_string()),
-        ("algorithm".to_string(), algorithm.to_string()),
-        ("env_id".to_string(), env_id.to_string()),
-    ]);
+    let metadata = describe([("kind", "model"), ("algorithm", algorithm), ("env_id", env_id)]);
     let tensors: BTreeMap<_, _> = model
         .tensors()?
         .into_iter()
@@ -121,7 +132,7 @@ pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -
     let bytes = std::fs::read(path).map_err(|error| refuse(error.to_string()))?;
     let (_, header) =
         SafeTensors::read_metadata(&bytes).map_err(|error| refuse(format!("not a model ({error})")))?;
-    let metadata = header.metadata().clone().unwrap_or_default();
+    let metadata = description(&header);
     for (key, wanted) in [("kind", "model"), ("algorithm", algorithm), ("env_id", env_id)] {
         let found = metadata.get(key).map_or("none", String::as_str);
         if found != wanted {

@@ -13,6 +13,9 @@ class Discrete:
     def __init__(self, n, start=0):
         self.n, self.start = n, start
 
+    def __repr__(self):
+        return f"Discrete({self.n}, start={self.start})"
+
 
 class Box:
     def __init__(self, low, high, shape, dtype="float32"):
@@ -89,6 +92,11 @@ class State(Count):
 
     def observe(self):
         return 10 + self.t
+
+
+class Outside(State):
+    def observe(self):
+        return 15
 
 
 class Vector(Count):
@@ -191,7 +199,7 @@ class Broken(Count):
 
 
 def make(env_id, disable_env_checker):
-    known = {cls.__name__ + "-v0": cls for cls in [*Count.__subclasses__(), Count]}
+    known = {cls.__name__ + "-v0": cls for cls in [*Count.__subclasses__(), Count, Outside]}
     if env_id not in known:
         raise Error(f"Environment `{env_id}` doesn't exist.\nDid you mean: `Count`?")
     return known[env_id]()

@@ -5,7 +5,7 @@
 
 use envs::gymnasium::{self, Bridge, Python, Single};
 use envs::{Action, Actions, Env, Episode, InvalidInput, Space, VecEnv, rng};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -33,7 +33,9 @@ fn python() -> Option<Python> {
         Python { module_paths: vec![modules().into()], timeout: PATIENCE, ..Python::from_env().unwrap() };
     let found = Command::new(&python.interpreter).arg("--version").output().is_ok_and(|o| o.status.success());
     if !found {
-        println!("SKIPPED: cannot run {}", python.interpreter.display());
+        // Past the test harness, which shows what is printed by tests that fail only.
+        let line = format!("SKIPPED: cannot run {}, install Python 3\n", python.interpreter.display());
+        std::io::stderr().write_all(line.as_bytes()).unwrap();
     }
     found.then_some(python)
 }
@@ -260,7 +262,7 @@ fn what_is_not_installed_is_named() {
     let other = Python { interpreter: "false".into(), ..python };
     assert_eq!(
         refusal(Bridge::start("Count-v0", 1, &other)),
-        "gym:Count-v0: Python ended during starting: exit status: 1"
+        "gym:Count-v0: Python ended during its start: exit status: 1"
     );
 }
 
@@ -290,6 +292,12 @@ fn failures_in_the_middle_are_reported() {
     // A shell script that stands for the interpreter reports the signal as 128 + 11.
     assert!(message.contains("signal: 11") || message.ends_with("exit status: 139"), "{message}");
 
+    let mut outside = Bridge::start("Outside-v0", 1, &python).unwrap();
+    let message = refusal(outside.reset(0, &mut [0.0]));
+    assert!(
+        message.contains("reset failed: ValueError: observation 15 is not in Discrete(5, start=10)"),
+        "{message}"
+    );
     let mut short = Bridge::start("Short-v0", 1, &python).unwrap();
     let message = refusal(short.reset(0, &mut [0.0; 3]));
     assert!(message.contains("reset failed: ValueError: an observation of 8 bytes where "), "{message}");
@@ -301,11 +309,14 @@ fn malformed_answers_are_reported() {
     let mut scribbles = started("Scribbles-v0", &python);
     assert_eq!(
         refusal(step(&mut scribbles, &[0])),
-        "gym:Scribbles-v0: Python gave a malformed answer to a step: \"not a frame at all\""
+        "gym:Scribbles-v0: malformed answer from Python during a step: \"not a frame at all\""
     );
     let other = Python { interpreter: "echo".into(), ..python };
     let message = refusal(Bridge::start("Count-v0", 1, &other));
-    assert!(message.starts_with("gym:Count-v0: Python gave a malformed answer to starting: "), "{message}");
+    assert!(
+        message.starts_with("gym:Count-v0: malformed answer from Python during its start: "),
+        "{message}"
+    );
 }
 
 #[test]
@@ -315,12 +326,15 @@ fn an_environment_that_hangs_is_stopped() {
     let message = refusal(Bridge::start("StuckStart-v0", 1, &impatient(200)));
     assert_eq!(
         message,
-        "gym:StuckStart-v0: starting took longer than 0.2 s and was stopped; --env-timeout or PLAINRL_ENV_TIMEOUT allows more"
+        "gym:StuckStart-v0: stopped after 0.2 s without an answer during its start; --env-timeout or PLAINRL_ENV_TIMEOUT allows more"
     );
     // Python itself must start within this.
     let mut bridge = started("Stuck-v0", &impatient(5000));
     let message = refusal(step(&mut bridge, &[0]));
-    assert!(message.starts_with("gym:Stuck-v0: a step took longer than 5 s and was stopped; "), "{message}");
+    assert!(
+        message.starts_with("gym:Stuck-v0: stopped after 5 s without an answer during a step; "),
+        "{message}"
+    );
     assert_eq!(refusal(bridge.snapshot()), message, "it stays ended");
 }
 

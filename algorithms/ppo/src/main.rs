@@ -402,3 +402,6 @@ fn train(args: Args) -> Result<()> {
     run.evaluate(|observations| Ok(greedy(&agent.logits(observations)?, num_actions)))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

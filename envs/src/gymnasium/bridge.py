@@ -44,10 +44,10 @@ def take_descriptors():
 
 
 def stand_guard(lifeline, connection):
-    """Leaves a process that ends all others of this session when the program has ended.
+    """Leaves a process that ends its whole process group when the program has ended.
 
     An environment that is stuck, in C code even, never sees that its program is gone. The guard
-    does nothing but wait for that, so it always sees it. A session of our own also keeps Ctrl-C
+    does nothing but wait for that, so it always sees it. A group of our own also keeps Ctrl-C
     away, which is the program's to handle.
     """
     os.setsid()
@@ -101,8 +101,15 @@ def describe(space, role, dtypes):
 def observation_encoder(space):
     """A function from an observation to its bytes: float32, or uint8 where the space has these."""
     if isinstance(space, gymnasium.spaces.Discrete):
-        start = int(space.start)
-        return lambda observation: pack("f", [int(observation) - start])
+        start, n = int(space.start), int(space.n)
+
+        def encode_index(observation):
+            index = int(observation) - start
+            if not 0 <= index < n:
+                raise ValueError(f"observation {observation} is not in {space}")
+            return struct.pack("=f", index)
+
+        return encode_index
     code = "B" if str(space.dtype) == "uint8" else "f"
     size = array.array(code).itemsize
     for length in space.shape:

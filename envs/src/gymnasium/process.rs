@@ -130,20 +130,20 @@ impl Process {
         let exited = self.child.try_wait().ok().flatten();
         let status = self.end();
         let id = &self.id;
-        let what = match request {
-            Request::Start => "starting",
+        let during = match request {
+            Request::Start => "its start",
             Request::Reset => "a reset",
             Request::Step => "a step",
-            Request::Save => "saving",
-            Request::Restore => "restoring",
+            Request::Save => "saving its state",
+            Request::Restore => "restoring its state",
         };
         let message = match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut if exited.is_none() => format!(
-                "{id}: {what} took longer than {} s and was stopped; --env-timeout or PLAINRL_ENV_TIMEOUT allows more",
+                "{id}: stopped after {} s without an answer during {during}; --env-timeout or PLAINRL_ENV_TIMEOUT allows more",
                 self.timeout.as_secs_f64()
             ),
-            ErrorKind::InvalidData => format!("{id}: Python gave a malformed answer to {what}: {error}"),
-            _ => format!("{id}: Python ended during {what}: {status}"),
+            ErrorKind::InvalidData => format!("{id}: malformed answer from Python during {during}: {error}"),
+            _ => format!("{id}: Python ended during {during}: {status}"),
         };
         self.failure = Some(message.clone());
         invalid(message)

@@ -1,0 +1,24 @@
+//! DQN learns CartPole, the same way each time, and refuses what it cannot do.
+
+const DQN: &str = env!("CARGO_BIN_EXE_dqn");
+
+#[test]
+fn learns() {
+    regression::check("dqn", DQN);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(DQN, &["--total-timesteps", "4000", "--eval-episodes", "3", "--seed", "7"]);
+}
+
+#[test]
+fn refuses_bad_input() {
+    let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(DQN, args, mentions);
+    refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
+    refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
+    refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
+    refuses(&["--hidden-sizes", "64,x"], &["'x'", "--hidden-sizes"]);
+    refuses(&["--start-e", "2"], &["'2'", "--start-e", "0 to 1"]);
+    refuses(&["--train-frequency", "-1"], &["--train-frequency"]);
+}
