@@ -12,5 +12,10 @@ pub mod plot;
 pub mod run;
 pub mod tensorboard;
 
+/// Every tensor operation allocates its result. The C library returns large blocks to the operating
+/// system and gets them back page by page, which costs more than the arithmetic of a small network.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 pub use envs;
 pub use run::Run;

@@ -4,6 +4,7 @@ use crate::nn::VarMap;
 use crate::run::write_atomically;
 use anyhow::Context;
 use candle_core::{Device, Tensor};
+use envs::wrappers::{NormalizeObservation, RunningMeanStd};
 use envs::{InvalidInput, Result};
 use safetensors::SafeTensors;
 use std::collections::{BTreeMap, HashMap};
@@ -59,6 +60,32 @@ impl Model for Vec<f64> {
             self.len()
         );
         *self = table;
+        Ok(())
+    }
+}
+
+/// The statistics that a policy's observations are normalised with: `mean`, `var`
+/// `[observation_dim]` and `count` `[1]`, in double precision as they are kept.
+impl Model for NormalizeObservation {
+    fn tensors(&self) -> Result<BTreeMap<String, Tensor>> {
+        let tensor = |values: &[f64]| Tensor::from_slice(values, values.len(), &Device::Cpu);
+        let statistics = &self.statistics;
+        Ok(BTreeMap::from([
+            ("mean".into(), tensor(&statistics.mean)?),
+            ("var".into(), tensor(&statistics.var)?),
+            ("count".into(), tensor(&[statistics.count])?),
+        ]))
+    }
+
+    fn set_tensors(&mut self, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+        let read = |name: &str, len: usize| -> Result<Vec<f64>> {
+            let values = find(tensors, name)?.to_vec1::<f64>().with_context(|| format!("its {name}"))?;
+            anyhow::ensure!(values.len() == len, "its {name} has {} entries, not {len}", values.len());
+            Ok(values)
+        };
+        let dim = self.statistics.mean.len();
+        let (mean, var, count) = (read("mean", dim)?, read("var", dim)?, read("count", 1)?[0]);
+        self.statistics = RunningMeanStd { mean, var, count };
         Ok(())
     }
 }
@@ -142,4 +169,46 @@ pub fn load(path: &Path, algorithm: &str, env_id: &str, model: &mut dyn Model) -
     let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
         .map_err(|error| refuse(format!("not a model ({error})")))?;
     model.set_tensors(&tensors.into_iter().collect()).map_err(|error| refuse(format!("{error:#}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::{Init, VarBuilder};
+    use candle_core::DType;
+
+    /// A network of one parameter of `size` numbers.
+    fn network(size: usize, seed: u64) -> VarMap {
+        let parameters = VarMap::new(seed);
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+        vb.get_with_hints(size, "weight", Init::Uniform { lo: -1.0, up: 1.0 }).unwrap();
+        parameters
+    }
+
+    #[test]
+    fn a_network_and_its_normalisation_come_back_from_one_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let (mut parameters, mut normalize) = (network(3, 1), NormalizeObservation::new(2));
+        normalize.statistics.update(&[1.0, -2.0, 0.5, 4.0]);
+        save(
+            &path,
+            "x",
+            "E-v0",
+            &[("agent", &mut parameters as &mut dyn Model), ("statistics", &mut normalize)],
+        )
+        .unwrap();
+
+        let (mut other, mut loaded) = (network(3, 2), NormalizeObservation::new(2));
+        let mut model = [("agent", &mut other as &mut dyn Model), ("statistics", &mut loaded)];
+        load(&path, "x", "E-v0", &mut model).unwrap();
+        assert_eq!(loaded, normalize);
+        let weight = |map: &VarMap| map.all_vars()[0].to_vec1::<f32>().unwrap();
+        assert_eq!(weight(&other), weight(&parameters));
+
+        let mut of_other_size = NormalizeObservation::new(3);
+        let mut model = [("agent", &mut other as &mut dyn Model), ("statistics", &mut of_other_size)];
+        let error = load(&path, "x", "E-v0", &mut model).unwrap_err().to_string();
+        assert!(error.ends_with("its mean has 2 entries, not 3"), "{error}");
+    }
 }

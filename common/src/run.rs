@@ -17,6 +17,7 @@ use crate::plot::{Curve, learning_curves};
 use crate::tensorboard::EventWriter;
 use crate::{checkpoint, gif};
 use anyhow::{Context, bail};
+use envs::mpe::ParallelVecEnv;
 use envs::persist::Persist;
 use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -30,6 +31,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
+
+/// Steps after which an evaluation cuts off an episode of an environment without a time limit, as
+/// a greedy policy may walk in circles for ever. It is what Gymnasium limits Atari games to: half an
+/// hour of play, 108,000 frames of which every fourth is acted on.
+pub const MAX_EVALUATION_STEPS: u32 = 27_000;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -282,7 +288,8 @@ impl Run {
         Ok(())
     }
 
-    fn wall_seconds(&self) -> f64 {
+    /// Seconds that the run has taken, over all of its resumptions.
+    pub fn wall_seconds(&self) -> f64 {
         self.history.wall_seconds + self.started.elapsed().as_secs_f64()
     }
 
@@ -303,7 +310,8 @@ impl Run {
 
     /// Ends the run: plays `--eval-episodes` episodes with `policy`, which maps observations
     /// `[n, observation_dim]` to `n` actions, and writes the summary and the plot. The last line
-    /// on standard output is the result.
+    /// on standard output is the result. Where the environment has no time limit, an episode
+    /// counts with what it collected in [`MAX_EVALUATION_STEPS`].
     pub fn evaluate<T>(self, policy: impl FnMut(&[f32]) -> Result<Vec<T>>) -> Result<Evaluation>
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
@@ -332,8 +340,17 @@ impl Run {
         while returns.len() < wanted {
             let n = batch.min(wanted - returns.len());
             let mut envs = make(n, seed.wrapping_add(returns.len() as u64))?;
+            let limit = envs.spec().max_episode_steps.is_none().then_some(MAX_EVALUATION_STEPS);
             let mut result: Vec<Option<f64>> = vec![None; n];
+            let mut steps = 0;
             while result.iter().any(Option::is_none) {
+                if Some(steps) == limit {
+                    for (result, running) in result.iter_mut().zip(envs.running_returns()) {
+                        result.get_or_insert(*running);
+                    }
+                    break;
+                }
+                steps += 1;
                 let actions = policy(envs.observations())?;
                 envs.step(&actions)?;
                 for episode in envs.episodes() {
@@ -345,6 +362,43 @@ impl Run {
         if self.args.capture_video {
             self.film(&make, &mut policy, seed)?;
         }
+        self.finish(&returns, training_seconds)
+    }
+
+    /// [`Run::evaluate`] for several agents, on environments that `make(num_envs, seed)` builds:
+    /// `policy` maps observations `[n, observation_dim]` of all agents to their actions. The
+    /// return of an episode is the sum over its agents.
+    pub fn evaluate_agents<T>(
+        self,
+        make: impl Fn(usize, u64) -> Result<ParallelVecEnv>,
+        mut policy: impl FnMut(&[f32]) -> Result<Vec<T>>,
+    ) -> Result<Evaluation>
+    where
+        for<'a> &'a Vec<T>: Into<Actions<'a>>,
+    {
+        let training_seconds = self.wall_seconds();
+        self.console.clear();
+        let seed = self.args.seed ^ EVALUATION_SEED;
+        // One episode in each environment; the first of them is filmed.
+        let mut envs = make(self.args.eval_episodes, seed)?;
+        let mut returns: Vec<Option<f64>> = vec![None; self.args.eval_episodes];
+        let mut frames = Vec::new();
+        while returns.iter().any(Option::is_none) {
+            if self.args.capture_video && returns[0].is_none() && frames.len() < 1000 {
+                let mut canvas = Canvas::new(480, 480);
+                envs.draw(0, &mut canvas)?;
+                frames.push(canvas.rgb());
+            }
+            let actions = policy(envs.observations())?;
+            envs.step(&actions)?;
+            for episode in envs.episodes() {
+                returns[episode.env].get_or_insert(episode.episodic_return);
+            }
+        }
+        if self.args.capture_video {
+            gif::write_gif(&self.dir.join("agent.gif"), &frames, 480, 480, 100)?;
+        }
+        let returns: Vec<f64> = returns.into_iter().flatten().collect();
         self.finish(&returns, training_seconds)
     }
 
@@ -382,7 +436,7 @@ impl Run {
 
     fn plot(&self) -> Result<()> {
         let runs = [self.history.returns.iter().map(|&(step, value)| (step as f64, value)).collect()];
-        let curve = Curve::from_runs(&format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
+        let curve = Curve::from_runs(format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
         let spec: Option<Spec> = envs::make(&self.args.env_id).ok().map(|env| env.spec().clone());
         let solved = spec.and_then(|spec| spec.reward_threshold);
         let label = solved.map(|threshold| format!("solved: {threshold}"));

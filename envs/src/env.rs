@@ -31,6 +31,19 @@ pub struct Spec {
     pub reward_threshold: Option<f64>,
 }
 
+/// A picture, `[height, width, channels]` row-major, each number from 0 to `high`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Image {
+    /// Rows of pixels.
+    pub height: usize,
+    /// Columns of pixels.
+    pub width: usize,
+    /// Numbers in one pixel.
+    pub channels: usize,
+    /// The largest number: 1 in MinAtar, 255 in pictures made of bytes.
+    pub high: f32,
+}
+
 impl Spec {
     /// Sizes `(observation_dim, num_actions)` for an algorithm that wants vector observations and
     /// discrete actions; refuses other spaces, naming `algorithm`.
@@ -52,6 +65,23 @@ impl Spec {
         }
     }
 
+    /// The image and the number of actions for an algorithm that wants pictures and discrete
+    /// actions; refuses other spaces, naming `algorithm`.
+    pub fn image_to_discrete(&self, algorithm: &str) -> Result<(Image, usize)> {
+        if let (Space::Box { shape, low, high }, Space::Discrete { n }) =
+            (&self.observation_space, &self.action_space)
+            && let ([height, width, channels], Some(&bound)) = (shape.as_slice(), high.first())
+            && (bound > 0.0 && bound.is_finite())
+            && low.iter().all(|&low| low == 0.0)
+            && high.iter().all(|&high| high == bound)
+        {
+            let image = Image { height: *height, width: *width, channels: *channels, high: bound };
+            return Ok((image, *n));
+        }
+        let wants = "images, Box([height, width, channels]) from 0 to one finite bound, and Discrete actions";
+        self.refuse(algorithm, wants)
+    }
+
     /// Sizes `(num_states, num_actions)` for a tabular algorithm; refuses other spaces, naming
     /// `algorithm`.
     pub fn discrete_to_discrete(&self, algorithm: &str) -> Result<(usize, usize)> {
@@ -59,6 +89,20 @@ impl Spec {
             (Space::Discrete { n: states }, Space::Discrete { n: actions }) => Ok((*states, *actions)),
             _ => self.refuse(algorithm, "Discrete observations and Discrete actions"),
         }
+    }
+
+    /// Middle and half width of each action's bounds, for an algorithm whose actions are
+    /// `middle + half_width · x` with x in [-1, 1]; refuses actions that are not a bounded Box,
+    /// naming `algorithm`.
+    pub fn action_range(&self, algorithm: &str) -> Result<(Vec<f32>, Vec<f32>)> {
+        let Space::Box { low, high, .. } = &self.action_space else {
+            return self.refuse(algorithm, "Box actions");
+        };
+        if let Some(bound) = low.iter().chain(high).find(|bound| !bound.is_finite()) {
+            let id = &self.id;
+            return invalid(format!("--env-id {id}: {algorithm} needs bounded actions, a bound is {bound}"));
+        }
+        Ok(low.iter().zip(high).map(|(low, high)| ((low + high) / 2.0, (high - low) / 2.0)).unzip())
     }
 
     fn refuse<T>(&self, algorithm: &str, wants: &str) -> Result<T> {

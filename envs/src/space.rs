@@ -43,6 +43,26 @@ impl Space {
         }
     }
 
+    /// Moves each number of `values`, `[n, size]` flattened, to the nearest one within the bounds.
+    /// Spaces without bounds leave them as they are.
+    pub fn clip(&self, values: &mut [f32]) {
+        if let Space::Box { low, high, .. } = self {
+            for row in values.chunks_mut(low.len().max(1)) {
+                for ((value, low), high) in row.iter_mut().zip(low).zip(high) {
+                    *value = value.max(*low).min(*high);
+                }
+            }
+        }
+    }
+
+    /// Dimensions of one element: those of a `Box`, `[size]` elsewhere.
+    pub fn shape(&self) -> Vec<usize> {
+        match self {
+            Space::Box { shape, .. } => shape.clone(),
+            _ => vec![self.size()],
+        }
+    }
+
     /// Whether `values` (flattened, [`Space::size`] of them) lie in this space.
     pub fn contains(&self, values: &[f32]) -> bool {
         if values.len() != self.size() {
@@ -78,5 +98,21 @@ impl fmt::Display for Space {
                 write!(f, ")")
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clipping_moves_each_number_to_its_nearest_bound() {
+        let space = Space::bounded(&[-1.0, 0.0, f32::NEG_INFINITY], &[1.0, 5.0, f32::INFINITY]);
+        let mut values = [-2.0, 7.0, 1e30, 0.5, -7.0, -1e30];
+        space.clip(&mut values);
+        assert_eq!(values, [-1.0, 5.0, 1e30, 0.5, 0.0, -1e30]);
+        assert!(values.chunks(3).all(|row| space.contains(row)));
+        Space::Discrete { n: 2 }.clip(&mut values);
+        assert_eq!(values[1], 5.0);
     }
 }

@@ -84,6 +84,14 @@ pub struct Snapshot {
     lengths: Vec<u32>,
 }
 
+impl Snapshot {
+    /// Replaces the state of environment `index`, which [`VecEnv::restore`] will check. The
+    /// observations held stay as they were.
+    pub fn set_state(&mut self, index: usize, state: &[f64]) {
+        self.states[index] = State(state.to_vec());
+    }
+}
+
 impl VecEnv {
     /// Builds `num_envs` copies of `env_id` and resets them; copy `i` draws from stream `i` of
     /// `seed`.
@@ -291,6 +299,11 @@ impl VecEnv {
         &self.episodes
     }
 
+    /// Sums of the rewards of the running episodes so far, `[num_envs]`.
+    pub fn running_returns(&self) -> &[f64] {
+        &self.returns
+    }
+
     /// Draws environment `index`.
     ///
     /// # Errors
@@ -299,6 +312,19 @@ impl VecEnv {
         match &self.backend {
             Backend::Native(envs) => envs[index].draw(canvas),
             Backend::Gymnasium(_) => invalid(format!("--capture-video: {} cannot be drawn", self.spec.id)),
+        }
+    }
+
+    /// The whole state of environment `index`, from which a planner steps a copy of it.
+    ///
+    /// # Errors
+    /// Python's environments, which [`VecEnv::make`] steps in one process.
+    pub fn state(&self, index: usize) -> Result<State> {
+        match &self.backend {
+            Backend::Native(envs) => envs[index].state(),
+            Backend::Gymnasium(_) => {
+                invalid(format!("--env-id gym:{}: its state cannot be read for planning", self.spec.id))
+            }
         }
     }
 

@@ -25,6 +25,9 @@
 //! θ⁻   ← (1 − τ) θ⁻ + τ θ     every target_network_frequency steps (τ = 1: a plain copy)
 //! ```
 //!
+//! The paper copies θ every 10,000 steps. Here θ⁻ follows θ in many small steps (Lillicrap et al.
+//! 2015, arXiv:1509.02971): in 50,000 steps rare copies leave the values short of the returns.
+//!
 //! A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
 //! Run `cargo run -p dqn`: 475 or more on CartPole-v1 after 50,000 steps in a few seconds
@@ -60,7 +63,7 @@ struct Args {
     #[arg(long, default_value_t = 1, value_parser = cli::positive)]
     num_envs: usize,
     /// Sizes of the hidden layers
-    #[arg(long, default_value = "120,84", value_delimiter = ',', value_parser = cli::positive)]
+    #[arg(long, default_value = "256,256", value_delimiter = ',', value_parser = cli::positive)]
     hidden_sizes: Vec<usize>,
     /// Steps that the replay buffer holds
     #[arg(long, default_value_t = 50_000, value_parser = cli::positive)]
@@ -69,13 +72,13 @@ struct Args {
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
     /// How far the target network moves to the online one, τ
-    #[arg(long, default_value_t = 1.0, value_parser = cli::unit_interval)]
+    #[arg(long, default_value_t = 0.01, value_parser = cli::unit_interval)]
     tau: f64,
     /// Environment steps between updates of the target network
-    #[arg(long, default_value_t = 250, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 2, value_parser = cli::positive)]
     target_network_frequency: usize,
     /// Steps drawn from the replay buffer for one update
-    #[arg(long, default_value_t = 128, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
     batch_size: usize,
     /// Probability of a random action at the start, ε
     #[arg(long, default_value_t = 1.0, value_parser = cli::unit_interval)]
@@ -84,7 +87,7 @@ struct Args {
     #[arg(long, default_value_t = 0.04, value_parser = cli::unit_interval)]
     end_e: f64,
     /// Fraction of the run over which ε falls from its start to its end
-    #[arg(long, default_value_t = 0.2, value_parser = cli::unit_interval)]
+    #[arg(long, default_value_t = 0.1, value_parser = cli::unit_interval)]
     exploration_fraction: f64,
     /// Environment steps before learning starts
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
@@ -290,11 +293,11 @@ fn train(args: Args) -> Result<()> {
         envs.step(&actions)?;
 
         // Store. The next observation of a finished episode is its last, not the reset one.
-        for env in 0..num_envs {
+        for (env, &action) in actions.iter().enumerate() {
             let row = env * observation_dim..(env + 1) * observation_dim;
             let next_observation = &envs.final_observations()[row.clone()];
             let (reward, terminated) = (envs.rewards()[env], envs.terminated()[env]);
-            buffer.add(&observations[row], actions[env], reward, next_observation, terminated);
+            buffer.add(&observations[row], action, reward, next_observation, terminated);
         }
         let previous_step = global_step;
         global_step += num_envs;

@@ -59,5 +59,5 @@ fn the_buffer_overwrites_its_oldest_steps() {
 fn epsilon_falls_in_a_straight_line_and_stays() {
     assert_eq!(epsilon(1.0, 0.1, 100.0, 0), 1.0);
     approx::assert_abs_diff_eq!(epsilon(1.0, 0.1, 100.0, 50), 0.55, epsilon = 1e-12);
-    assert_eq!(epsilon(1.0, 0.1, 100.0, 100_000), 0.1);
+    approx::assert_abs_diff_eq!(epsilon(1.0, 0.1, 100.0, 100_000), 0.1, epsilon = 1e-12);
 }

@@ -35,8 +35,9 @@ use anyhow::Result;
 use candle_core::{DType, Device, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, invalid, rng};
-use common::nn::{Activation, Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
+use common::envs::{Rng, Space, VecEnv, invalid, rng};
+use common::nn::{Activation, Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
+use common::nn::{conv2d_orthogonal, linear_orthogonal};
 use common::run::Run;
 use rand::RngExt;
 use rand::seq::SliceRandom;
@@ -101,82 +102,69 @@ struct Args {
     target_kl: Option<f64>,
 }
 
-/// Two hidden layers of 64 tanh units: the policy's logits, or with one output the value.
-struct Mlp {
-    hidden1: Linear, // [observation_dim] → [64]
-    hidden2: Linear, // [64] → [64]
-    output: Linear,  // [64] → [outputs]
-}
-
-impl Mlp {
-    /// `gain` scales the output layer: 0.01 makes the first policy almost uniform (Andrychowicz et
-    /// al. 2021), 1 suits a value.
-    fn new(observation_dim: usize, outputs: usize, gain: f64, vb: VarBuilder) -> Result<Self> {
-        let (sqrt2, tanh) = (std::f64::consts::SQRT_2, Activation::Tanh);
-        Ok(Self {
-            hidden1: linear_orthogonal(observation_dim, 64, sqrt2, vb.pp("hidden1"))?.with_activation(tanh),
-            hidden2: linear_orthogonal(64, 64, sqrt2, vb.pp("hidden2"))?.with_activation(tanh),
-            output: linear_orthogonal(64, outputs, gain, vb.pp("output"))?,
-        })
-    }
-
-    /// `[batch, observation_dim]` to `[batch, outputs]`.
-    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden2.forward(&self.hidden1.forward(observations)?)?;
-        Ok(self.output.forward(&hidden)?)
-    }
-}
-
-/// The policy π_θ and the value V_θ, which share nothing.
-struct Agent {
-    actor: Mlp,  // logits of π(·|s), [batch, num_actions]
-    critic: Mlp, // V(s), [batch, 1]
-    observation_dim: usize,
+/// A network of tanh units: two layers of 64 for vectors; for images 16 filters of 3 × 3 and a
+/// layer of 128 (the size that MinAtar's authors use: Young & Tian 2019, arXiv:1903.03176).
+struct Network {
+    convolution: Option<Conv2d>, // [height, width, channels] → [height − 2, width − 2, 16]
+    hidden: Vec<Linear>,         // → [64] → [64], or → [128]
+    output: Linear,              // → [outputs]
+    shape: Vec<usize>,           // of one observation
     device: Device,
 }
 
-impl Agent {
-    /// Observations `[n, observation_dim]` flattened, as a tensor.
-    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        let n = observations.len() / self.observation_dim;
-        Ok(Tensor::from_slice(observations, (n, self.observation_dim), &self.device)?)
+impl Network {
+    /// `gain` scales the output layer: 0.01 makes the first policy almost uniform (Andrychowicz et
+    /// al. 2021), 1 suits a value.
+    fn new(observations: &Space, outputs: usize, gain: f64, vb: VarBuilder) -> Result<Self> {
+        let (sqrt2, tanh) = (std::f64::consts::SQRT_2, Activation::Tanh);
+        let (mut convolution, mut inputs, mut sizes) = (None, observations.size(), vec![64, 64]);
+        if let [height, width, channels] = observations.shape()[..] {
+            let layer = conv2d_orthogonal(channels, 16, 3, sqrt2, Default::default(), vb.pp("convolution"))?;
+            convolution = Some(layer.with_activation(tanh));
+            (inputs, sizes) = ((height - 2) * (width - 2) * 16, vec![128]);
+        }
+        let mut hidden = Vec::new();
+        for (i, size) in sizes.into_iter().enumerate() {
+            let layer = linear_orthogonal(inputs, size, sqrt2, vb.pp(format!("hidden{i}")))?;
+            hidden.push(layer.with_activation(tanh));
+            inputs = size;
+        }
+        let output = linear_orthogonal(inputs, outputs, gain, vb.pp("output"))?;
+        Ok(Self { convolution, hidden, output, shape: observations.shape(), device: vb.device().clone() })
     }
 
-    /// Logits of π(·|s), `[n, num_actions]` flattened.
-    fn logits(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+    /// Observations `[batch, …shape]`, flattened, to `[batch, outputs]`.
+    fn forward(&self, observations: &[f32]) -> Result<Tensor> {
+        let batch = observations.len() / self.shape.iter().product::<usize>();
+        let mut x = Tensor::from_slice(observations, [&[batch], &self.shape[..]].concat(), &self.device)?;
+        if let Some(convolution) = &self.convolution {
+            x = convolution.forward(&x)?.flatten_from(1)?;
+        }
+        for layer in &self.hidden {
+            x = layer.forward(&x)?;
+        }
+        Ok(self.output.forward(&x)?)
     }
 
-    /// V(s), `[n]`.
-    fn values(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.critic.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+    /// The same as plain numbers, `[batch, outputs]` flattened.
+    fn apply(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.forward(observations)?.flatten_all()?.to_vec1()?)
     }
 }
 
 /// One batch of experience, `[num_steps, num_envs]` row-major throughout.
+#[derive(Default)]
 struct Rollout {
     observations: Vec<f32>,  // [num_steps, num_envs, observation_dim]
-    actions: Vec<u32>,       // [num_steps, num_envs]
+    actions: Vec<u32>,       // a_t
     log_probs: Vec<f32>,     // ln π_θ_old(a_t|s_t)
     rewards: Vec<f32>,       // r_t
     values: Vec<f32>,        // V(s_t)
-    next_values: Vec<f32>,   // V(s_{t+1}): 0 after termination, the true last state's after truncation
+    next_values: Vec<f32>,   // V(s_{t+1}), from `next_values`
     episode_over: Vec<bool>, // terminated or truncated
 }
 
 impl Rollout {
-    fn new(batch_size: usize, observation_dim: usize) -> Self {
-        Self {
-            observations: vec![0.0; batch_size * observation_dim],
-            actions: vec![0; batch_size],
-            log_probs: vec![0.0; batch_size],
-            rewards: vec![0.0; batch_size],
-            values: vec![0.0; batch_size],
-            next_values: vec![0.0; batch_size],
-            episode_over: vec![false; batch_size],
-        }
-    }
-
     /// Â_t, `[num_steps, num_envs]`, from the last step backwards.
     fn advantages(&self, num_envs: usize, gamma: f32, gae_lambda: f32) -> Vec<f32> {
         let mut advantages = vec![0.0; self.rewards.len()];
@@ -192,6 +180,21 @@ impl Rollout {
         }
         advantages
     }
+}
+
+/// V(s_{t+1}) `[num_envs]` after a step of `envs`: 0 where the episode terminated, the value of its
+/// true last state where it was truncated, and elsewhere V of the current states, `values`.
+fn next_values(critic: &Network, envs: &VecEnv, values: &[f32]) -> Result<Vec<f32>> {
+    let mut next_values = values.to_vec();
+    for (env, last) in envs.final_observations().chunks_exact(envs.observation_dim()).enumerate() {
+        if envs.terminated()[env] {
+            next_values[env] = 0.0;
+        } else if envs.truncated()[env] {
+            // Easy to miss and fatal: `values` are those of the next episode here.
+            next_values[env] = critic.apply(last)?[0];
+        }
+    }
+    Ok(next_values)
 }
 
 /// Draws a ~ softmax(logits) for each row; returns the actions and ln π(a).
@@ -274,16 +277,12 @@ fn train(args: Args) -> Result<()> {
     let mut rng = rng(args.run.seed, u64::MAX);
     let mut parameters = VarMap::new(args.run.seed);
     let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-    let agent = Agent {
-        actor: Mlp::new(observation_dim, num_actions, 0.01, vb.pp("actor"))?,
-        critic: Mlp::new(observation_dim, 1, 1.0, vb.pp("critic"))?,
-        observation_dim,
-        device: device.clone(),
-    };
+    let space = envs.spec().observation_space.clone();
+    let actor = Network::new(&space, num_actions, 0.01, vb.pp("actor"))?; // logits of π(·|s)
+    let critic = Network::new(&space, 1, 1.0, vb.pp("critic"))?; // V(s)
     // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
     let mut optimizer =
         Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5).with_max_grad_norm(args.max_grad_norm);
-    let mut rollout = Rollout::new(batch_size, observation_dim);
     let mut indices: Vec<usize> = (0..batch_size).collect();
 
     let mut global_step = 0;
@@ -304,35 +303,22 @@ fn train(args: Args) -> Result<()> {
         }
 
         // Act: num_steps steps in each environment with the current policy.
-        let mut values = agent.values(envs.observations())?;
-        for step in 0..num_steps {
-            let now = step * num_envs..(step + 1) * num_envs;
-            let observations = envs.observations();
-            rollout.observations[now.start * observation_dim..now.end * observation_dim]
-                .copy_from_slice(observations);
-            let (actions, log_probs) = sample(&agent.logits(observations)?, num_actions, &mut rng);
+        let mut rollout = Rollout::default();
+        let mut values = critic.apply(envs.observations())?;
+        for _ in 0..num_steps {
+            let (actions, log_probs) = sample(&actor.apply(envs.observations())?, num_actions, &mut rng);
+            rollout.observations.extend_from_slice(envs.observations());
+            rollout.values.append(&mut values);
             envs.step(&actions)?;
             global_step += num_envs;
             run.episodes(global_step, envs.episodes())?;
 
-            rollout.actions[now.clone()].copy_from_slice(&actions);
-            rollout.log_probs[now.clone()].copy_from_slice(&log_probs);
-            rollout.rewards[now.clone()].copy_from_slice(envs.rewards());
-            rollout.values[now.clone()].copy_from_slice(&values);
-            values = agent.values(envs.observations())?;
-            for (env, t) in now.enumerate() {
-                let (terminated, truncated) = (envs.terminated()[env], envs.truncated()[env]);
-                rollout.episode_over[t] = terminated || truncated;
-                // Easy to miss and fatal: after a reset, `values` are those of the next episode.
-                rollout.next_values[t] = match (terminated, truncated) {
-                    (true, _) => 0.0,
-                    (false, true) => {
-                        let last = &envs.final_observations()[env * observation_dim..][..observation_dim];
-                        agent.values(last)?[0]
-                    }
-                    (false, false) => values[env],
-                };
-            }
+            values = critic.apply(envs.observations())?;
+            rollout.actions.extend(actions);
+            rollout.log_probs.extend(log_probs);
+            rollout.rewards.extend_from_slice(envs.rewards());
+            rollout.next_values.extend(next_values(&critic, &envs, &values)?);
+            rollout.episode_over.extend(envs.terminated().iter().zip(envs.truncated()).map(|(a, b)| a | b));
         }
 
         // Learn: several epochs of minibatches of that batch.
@@ -349,7 +335,6 @@ fn train(args: Args) -> Result<()> {
                     observations
                         .extend_from_slice(&rollout.observations[i * observation_dim..][..observation_dim]);
                 }
-                let observations = agent.tensor(&observations)?;
                 let actions: Vec<u32> = minibatch.iter().map(|&i| rollout.actions[i]).collect();
                 let actions = Tensor::from_vec(actions, minibatch_size, &device)?;
                 let mut minibatch_advantages = select(&advantages);
@@ -357,11 +342,11 @@ fn train(args: Args) -> Result<()> {
                     normalise(&mut minibatch_advantages);
                 }
 
-                let policy = Categorical::new(&agent.actor.forward(&observations)?);
+                let policy = Categorical::new(&actor.forward(&observations)?);
                 let log_ratio = (policy.log_prob(&actions)? - tensor(select(&rollout.log_probs))?)?;
                 let policy_loss = policy_loss(&log_ratio, &tensor(minibatch_advantages)?, args.clip_coef)?;
                 let entropy = policy.entropy()?.mean_all()?;
-                let values = agent.critic.forward(&observations)?.flatten_all()?;
+                let values = critic.forward(&observations)?.flatten_all()?;
                 let value_loss = value_loss(
                     &values,
                     &tensor(select(&returns))?,
@@ -399,7 +384,7 @@ fn train(args: Args) -> Result<()> {
     }
 
     run.save_or_load_model(&mut parameters)?;
-    run.evaluate(|observations| Ok(greedy(&agent.logits(observations)?, num_actions)))?;
+    run.evaluate(|observations| Ok(greedy(&actor.apply(observations)?, num_actions)))?;
     Ok(())
 }
 

@@ -10,12 +10,10 @@ const LAMBDA: f32 = 0.8;
 /// at step 3.
 fn rollout() -> Rollout {
     let mut rng = rng(5, 0);
-    let mut rollout = Rollout::new(10, 1);
-    for t in 0..10 {
-        rollout.rewards[t] = rng.random::<f32>();
-        rollout.values[t] = rng.random::<f32>();
-        rollout.next_values[t] = rng.random::<f32>();
-    }
+    let mut random = || (0..10).map(|_| rng.random::<f32>()).collect::<Vec<_>>();
+    let (rewards, values, next_values) = (random(), random(), random());
+    let mut rollout =
+        Rollout { rewards, values, next_values, episode_over: vec![false; 10], ..Rollout::default() };
     rollout.next_values[4] = 0.0; // step 2 of environment 0
     rollout.episode_over[4] = true;
     rollout.episode_over[7] = true; // step 3 of environment 1
@@ -80,8 +78,8 @@ fn a_step_makes_good_actions_likelier_and_bad_ones_rarer() {
     for advantage in [1.0, -1.0] {
         let parameters = VarMap::new(1);
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-        let actor = Mlp::new(3, 2, 0.01, vb).unwrap();
-        let observation = Tensor::new(&[[0.1_f32, -0.2, 0.3]], &Device::Cpu).unwrap();
+        let actor = Network::new(&Space::uniform(3, -1.0, 1.0), 2, 0.01, vb).unwrap();
+        let observation = [0.1, -0.2, 0.3];
         let actions = Tensor::new(&[1_u32], &Device::Cpu).unwrap();
         let log_prob = || Categorical::new(&actor.forward(&observation).unwrap()).log_prob(&actions).unwrap();
         let before = log_prob().detach();
@@ -128,4 +126,34 @@ fn normalised_values_have_mean_0_and_deviation_1() {
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 3.0;
     assert_abs_diff_eq!(mean, 0.0, epsilon = 1e-6);
     assert_abs_diff_eq!(variance, 1.0, epsilon = 1e-5);
+}
+
+#[test]
+fn values_are_bootstrapped_from_the_true_last_state_of_a_truncated_episode_only() {
+    let parameters = VarMap::new(2);
+    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+    let mut envs = VecEnv::make("CartPole-v1", 2, 1).unwrap();
+    let critic = Network::new(&envs.spec().observation_space, 1, 1.0, vb).unwrap();
+    // Environment 0 falls over, environment 1 reaches the time limit.
+    let mut snapshot = envs.snapshot().unwrap();
+    snapshot.set_state(0, &[2.39, 5.0, 0.0, 0.0, 10.0]);
+    snapshot.set_state(1, &[0.0, 0.0, 0.0, 0.0, 499.0]);
+    envs.restore(&snapshot).unwrap();
+    envs.step(&[0, 0]).unwrap();
+    assert_eq!((envs.terminated(), envs.truncated()), (&[true, false][..], &[false, true][..]));
+    let values = critic.apply(envs.observations()).unwrap(); // of the new episodes
+    let next = next_values(&critic, &envs, &values).unwrap();
+    assert_eq!(next[0], 0.0);
+    assert_eq!(next[1], critic.apply(&envs.final_observations()[4..]).unwrap()[0]);
+    assert_ne!(next[1], values[1]);
+}
+
+#[test]
+fn an_image_goes_through_a_convolution() {
+    let parameters = VarMap::new(2);
+    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+    let space = Space::Box { shape: vec![10, 10, 4], low: vec![0.0; 400], high: vec![1.0; 400] };
+    let network = Network::new(&space, 3, 1.0, vb).unwrap();
+    assert_eq!(network.forward(&vec![1.0; 800]).unwrap().dims(), [2, 3]);
+    assert!(parameters.named_vars().iter().any(|(name, _)| name == "convolution.weight"));
 }

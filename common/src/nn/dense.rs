@@ -21,6 +21,23 @@ pub enum Activation {
     Tanh,
 }
 
+impl Activation {
+    /// z ← φ(z)
+    pub(super) fn apply(self, z: &mut [f32]) {
+        match self {
+            Activation::Identity => {}
+            Activation::Relu => simd::vectorize(
+                #[inline(always)]
+                || z.iter_mut().for_each(|z| *z = z.max(0.0)),
+            ),
+            Activation::Tanh => simd::vectorize(
+                #[inline(always)]
+                || z.iter_mut().for_each(|z| *z = simd::tanh(*z)),
+            ),
+        }
+    }
+}
+
 /// y = φ(x Wᵀ + b).
 #[derive(Debug, Clone)]
 pub struct Linear {
@@ -139,17 +156,7 @@ impl CustomOp3 for Dense {
         }
         // y += x Wᵀ
         matmul_add(batch, out_dim, in_dim, &mut y, Matrix::rows(x, in_dim), Matrix::columns(weight, in_dim));
-        match self.activation {
-            Activation::Identity => {}
-            Activation::Relu => simd::vectorize(
-                #[inline(always)]
-                || y.iter_mut().for_each(|y| *y = y.max(0.0)),
-            ),
-            Activation::Tanh => simd::vectorize(
-                #[inline(always)]
-                || y.iter_mut().for_each(|y| *y = simd::tanh(*y)),
-            ),
-        }
+        self.activation.apply(&mut y);
         Ok((CpuStorage::F32(y), (batch, out_dim).into()))
     }
 
@@ -180,7 +187,8 @@ impl CustomOp3 for Dense {
     }
 }
 
-struct ActivationGradient(Activation);
+/// ∂L/∂y ⊙ φ'(z), from ∂L/∂y and y.
+pub(super) struct ActivationGradient(pub(super) Activation);
 
 impl CustomOp2 for ActivationGradient {
     fn name(&self) -> &'static str {
@@ -259,7 +267,8 @@ impl CustomOp2 for InputGradient {
     }
 }
 
-struct SumRows;
+/// `[rows, columns]` to `[columns]`.
+pub(super) struct SumRows;
 
 impl CustomOp1 for SumRows {
     fn name(&self) -> &'static str {

@@ -8,6 +8,7 @@
 
 mod adam;
 mod categorical;
+mod conv;
 mod dense;
 mod init;
 mod simd;
@@ -15,6 +16,7 @@ mod var;
 
 pub use adam::{Adam, clip_grad_norm};
 pub use categorical::Categorical;
+pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
 pub use init::Init;
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};

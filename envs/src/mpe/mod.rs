@@ -6,8 +6,9 @@
 //! rewards and physics as in the `mpe2` package, with PettingZoo's parallel interface: all agents
 //! act at once.
 //!
-//! [`world`] is the physics, [`scenario`] turns a task into an environment, and each task is one
-//! file that says who there is, what they see and what they are rewarded for.
+//! [`world`] is the physics, [`scenario`] turns a task into an environment, [`vec_env`] steps many
+//! copies of it, and each task is one file that says who there is, what they see and what they are
+//! rewarded for.
 //!
 //! ```
 //! use envs::{Action, mpe};
@@ -28,6 +29,7 @@ pub mod simple_reference;
 pub mod simple_speaker_listener;
 pub mod simple_spread;
 pub mod simple_tag;
+pub mod vec_env;
 pub mod world;
 
 #[cfg(test)]
@@ -40,6 +42,7 @@ pub use simple_reference::SimpleReference;
 pub use simple_speaker_listener::SimpleSpeakerListener;
 pub use simple_spread::SimpleSpread;
 pub use simple_tag::SimpleTag;
+pub use vec_env::ParallelVecEnv;
 pub use world::World;
 
 use crate::{Action, Canvas, Result, Rng, Space, State, invalid};
@@ -58,6 +61,10 @@ pub struct MultiSpec {
     pub observation_spaces: Vec<Space>,
     /// Actions of each agent, `[num_agents]`; they may differ in size.
     pub action_spaces: Vec<Space>,
+    /// The choices that each agent's action is made of, `[num_agents]`, by their number of options:
+    /// where to move if it moves, then what to say if it speaks. A discrete action is one index for
+    /// all of them together; a continuous action has one number for each option of each.
+    pub choices: Vec<Vec<usize>>,
     /// Steps after which an episode is truncated.
     pub max_cycles: u32,
 }

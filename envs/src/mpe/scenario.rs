@@ -70,19 +70,21 @@ impl<S: Scenario> ParticleEnv<S> {
             scenario.observe(&world, agent, &mut |piece| len += piece.len());
             Space::uniform(len, f32::NEG_INFINITY, f32::INFINITY)
         };
-        let action_space = |agent: usize| {
-            let moves = if world.bodies[agent].movable { MOVES } else { 0 };
-            let words = if world.agents[agent].speaks { world.agents[agent].utterance.len() } else { 0 };
-            match continuous {
-                true => Space::uniform(moves + words, 0.0, 1.0),
-                false => Space::Discrete { n: moves.max(1) * words.max(1) },
-            }
+        let choices = |agent: usize| -> Vec<usize> {
+            let moves = world.bodies[agent].movable.then_some(MOVES);
+            let words = world.agents[agent].speaks.then_some(world.agents[agent].utterance.len());
+            moves.into_iter().chain(words).collect()
+        };
+        let action_space = |agent: usize| match continuous {
+            true => Space::uniform(choices(agent).iter().sum(), 0.0, 1.0),
+            false => Space::Discrete { n: choices(agent).iter().product() },
         };
         let spec = MultiSpec {
             id: S::ID.into(),
             agents: world.agents.iter().map(|agent| agent.name.clone()).collect(),
             observation_spaces: (0..num_agents).map(observation_space).collect(),
             action_spaces: (0..num_agents).map(action_space).collect(),
+            choices: (0..num_agents).map(choices).collect(),
             max_cycles,
         };
         Ok(Self { scenario, spec, world, elapsed: 0 })

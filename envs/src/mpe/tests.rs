@@ -1,6 +1,7 @@
 //! What holds for every particle task, and the physics of single contacts.
 
 use super::*;
+use crate::persist::Persist;
 use crate::rng;
 use proptest::{prop_assert, prop_assert_eq, proptest, test_runner::Config};
 use rand::RngExt;
@@ -114,6 +115,9 @@ fn sizes_are_the_originals() {
     assert_eq!(sizes("simple_speaker_listener_v4", true), (vec![3, 11], vec![3, 5]));
     assert_eq!(sizes("simple_spread_v3", false), (vec![18; 3], vec![5; 3]));
     assert_eq!(sizes("simple_tag_v3", true), (vec![16, 16, 16, 14], vec![5; 4]));
+    let choices = |id| make(id, true).unwrap().spec().choices.clone();
+    assert_eq!(choices("simple_reference_v3"), [[5, 10], [5, 10]]);
+    assert_eq!(choices("simple_speaker_listener_v4"), [[3], [5]]);
 }
 
 #[test]
@@ -263,4 +267,69 @@ fn pictures_show_agents_and_landmarks_in_their_colours() {
             canvas.rgb().chunks_exact(3).map(<[u8]>::to_vec).collect();
         assert!(pixels.len() > 3, "{}: {} colours", env.spec().id, pixels.len());
     }
+}
+
+#[test]
+fn copies_stepped_together_are_the_single_environments() {
+    for entry in registry() {
+        let num_envs = 3;
+        let mut all = ParallelVecEnv::make(entry.id, true, num_envs, 5).unwrap();
+        let mut single = make(entry.id, true).unwrap();
+        let mut single_rng = rng(5, 2); // what copy 2 draws from
+        single.reset(&mut single_rng).unwrap();
+        let (columns, width, num_agents) =
+            (all.action_columns().to_vec(), all.action_dim(), all.num_agents());
+        let mut choice_rng = rng(9, 0);
+        let mut total = vec![0.0; num_agents];
+        for t in 1..=2 * DEFAULT_MAX_CYCLES {
+            let seen = all.observations();
+            assert_eq!(seen[seen.len() / num_envs * 2..], observations(&*single).concat());
+            let joint: Vec<f32> = (0..num_envs * width).map(|_| choice_rng.random()).collect();
+            let own = &joint[2 * width..];
+            let actions: Vec<Action<'_>> =
+                columns.iter().map(|columns| Action::Continuous(&own[columns.clone()])).collect();
+            let mut rewards = vec![0.0; num_agents];
+            let step = single.step(&actions, &mut single_rng, &mut rewards).unwrap();
+            all.step(&joint).unwrap();
+
+            let rounded: Vec<f32> = rewards.iter().map(|reward| *reward as f32).collect();
+            assert_eq!(all.rewards()[2 * num_agents..], rounded);
+            assert_eq!((all.terminated()[2], all.truncated()[2]), (step.terminated, step.truncated));
+            let last = all.final_observations();
+            assert_eq!(last[last.len() / num_envs * 2..], observations(&*single).concat());
+            total.iter_mut().zip(&rewards).for_each(|(total, reward)| *total += reward);
+            if t.is_multiple_of(DEFAULT_MAX_CYCLES) {
+                let episode = all.episodes()[2];
+                assert_eq!((episode.env, episode.length), (2, DEFAULT_MAX_CYCLES));
+                assert_eq!(episode.episodic_return, total.iter().sum::<f64>());
+                assert_eq!(all.episode_returns()[2 * num_agents..], total);
+                total.fill(0.0);
+                single.reset(&mut single_rng).unwrap();
+            } else {
+                assert!(all.episodes().is_empty() && all.episode_returns().is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn copies_go_on_from_what_was_saved() {
+    let id = "simple_speaker_listener_v4";
+    let mut env = ParallelVecEnv::make(id, false, 2, 1).unwrap();
+    let advance = |env: &mut ParallelVecEnv| {
+        for _ in 0..30 {
+            env.step(&[2, 1, 0, 4]).unwrap();
+        }
+        (env.observations().to_vec(), env.rewards().to_vec(), env.save().unwrap())
+    };
+    env.step(&[0, 3, 1, 1]).unwrap();
+    let saved = env.save().unwrap();
+    let mut other = ParallelVecEnv::make(id, false, 2, 77).unwrap();
+    other.load(&saved).unwrap();
+    assert_eq!(advance(&mut env), advance(&mut other));
+    let mut three = ParallelVecEnv::make(id, false, 3, 1).unwrap();
+    assert!(three.load(&saved).unwrap_err().to_string().contains("not of 3 copies"));
+    let refusal = env.step(&[0, 0]).unwrap_err().to_string();
+    assert_eq!(refusal, format!("{id}: 2 numbers as actions, 2 environments take 4"));
+    assert!(ParallelVecEnv::make(id, false, 0, 1).is_err());
 }

@@ -1,14 +1,20 @@
 //! Toy text: small games with few states, most of them with a known transition model.
+//!
+//! [`Catch`] and [`ShortCorridor`] are not Gymnasium's: bsuite's, shown as an image, and Sutton & Barto's.
 
 mod blackjack;
+mod catch;
 mod cliff_walking;
 mod frozen_lake;
+mod short_corridor;
 mod tabular;
 mod taxi;
 
 pub use blackjack::Blackjack;
+pub use catch::Catch;
 pub use cliff_walking::CliffWalking;
 pub use frozen_lake::FrozenLake;
+pub use short_corridor::ShortCorridor;
 pub use tabular::{Game, Tabular};
 pub use taxi::Taxi;
 
@@ -16,7 +22,8 @@ use crate::{Canvas, Env, Registration, Result, canvas::Color, wrappers::TimeLimi
 
 /// This family's environments. Ids with a suffix after the version are Gymnasium's environment
 /// with other arguments: `-deterministic` is `is_slippery=False`, `-natural` is
-/// `natural=True, sab=False` and `-simple` is `natural=False, sab=False`.
+/// `natural=True, sab=False` and `-simple` is `natural=False, sab=False`. ShortCorridor-v0 is Sutton
+/// & Barto's and not in Gymnasium.
 pub fn registered() -> Vec<Registration> {
     vec![
         Registration { id: "FrozenLake-v1", make: || limited(FrozenLake::small(true)?) },
@@ -29,6 +36,8 @@ pub fn registered() -> Vec<Registration> {
         Registration { id: "Blackjack-v1", make: || limited(Blackjack::new(false, true)) },
         Registration { id: "Blackjack-v1-natural", make: || limited(Blackjack::new(true, false)) },
         Registration { id: "Blackjack-v1-simple", make: || limited(Blackjack::new(false, false)) },
+        Registration { id: "Catch-v0", make: || limited(Catch::new()) },
+        Registration { id: "ShortCorridor-v0", make: || limited(ShortCorridor::new()) },
     ]
 }
 

@@ -1,0 +1,35 @@
+//! MADDPG learns to walk to a landmark and to say which one, the same way each time, and refuses
+//! what it cannot do.
+
+const MADDPG: &str = env!("CARGO_BIN_EXE_maddpg");
+
+#[test]
+fn learns() {
+    regression::check("maddpg", MADDPG);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(
+        MADDPG,
+        &["--total-timesteps", "4000", "--learning-starts", "300", "--eval-episodes", "3", "--seed", "7"],
+    );
+}
+
+#[test]
+fn refuses_bad_input() {
+    let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(MADDPG, args, mentions);
+    refuses(&["--env-id", "simple_spraed"], &["simple_spraed", "nearest first: simple_spread_v3, "]);
+    refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "unknown multi-agent", "simple_v3"]);
+    refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
+    refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
+    refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
+    refuses(&["--train-frequency", "0"], &["'0'", "--train-frequency", "at least 1"]);
+    refuses(&["--learning-starts", "soon"], &["'soon'", "--learning-starts"]);
+    refuses(&["--policy-lr=-1"], &["'-1'", "--policy-lr", "at least 0"]);
+    refuses(&["--q-lr", "inf"], &["'inf'", "--q-lr", "finite"]);
+    refuses(&["--gamma", "1.1"], &["'1.1'", "--gamma", "0 to 1"]);
+    refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
+    refuses(&["--max-grad-norm", "0"], &["'0'", "--max-grad-norm", "above 0"]);
+    refuses(&["--logit-coef", "NaN"], &["'NaN'", "--logit-coef"]);
+}

@@ -1,0 +1,228 @@
+//! Values and policies that are known exactly, from Sutton & Barto (2018) and for FrozenLake.
+
+use super::*;
+
+/// What [`train`] does, without its records: returns how many improvements changed the policy.
+fn iterate(
+    model: &TransitionModel,
+    policy: &mut Policy,
+    values: &mut [f64],
+    gamma: f64,
+    evaluation_sweeps: usize,
+) -> usize {
+    let theta = 1e-10;
+    for improvements in 0..100_000 {
+        let mut settled = false;
+        for _ in 0..evaluation_sweeps {
+            settled = evaluation_sweep(model, policy, values, gamma) < theta;
+            if settled {
+                break;
+            }
+        }
+        if improve(model, policy, values, gamma, theta).changes == 0 && settled {
+            return improvements;
+        }
+    }
+    panic!("no optimal policy was found");
+}
+
+/// V* and the optimal policy, from the uniform policy.
+fn solve(model: &TransitionModel, gamma: f64, evaluation_sweeps: usize) -> (Vec<f64>, Policy) {
+    let (num_states, num_actions) = (model.outcomes.len(), model.outcomes[0].len());
+    let mut values = vec![0.0; num_states];
+    let mut policy = Policy::uniform(num_states, num_actions);
+    iterate(model, &mut policy, &mut values, gamma, evaluation_sweeps);
+    (values, policy)
+}
+
+fn assert_close(got: f64, wanted: f64, tolerance: f64) {
+    assert!((got - wanted).abs() <= tolerance, "{got}, expected {wanted} to within {tolerance}");
+}
+
+fn model_of(env_id: &str) -> TransitionModel {
+    envs::make(env_id).unwrap().model().unwrap().clone()
+}
+
+fn certain(next_state: usize, reward: f64, terminated: bool) -> Vec<Outcome> {
+    vec![Outcome { probability: 1.0, next_state, reward, terminated }]
+}
+
+/// Example 4.1: a 4 × 4 grid, −1 a step, the first and the last field end the episode.
+fn gridworld() -> TransitionModel {
+    let step = |state: usize, action: usize| {
+        let (row, column) = (state / 4, state % 4);
+        let (row, column) = match action {
+            0 => (row.saturating_sub(1), column),
+            1 => ((row + 1).min(3), column),
+            2 => (row, (column + 1).min(3)),
+            _ => (row, column.saturating_sub(1)),
+        };
+        let next_state = row * 4 + column;
+        match state {
+            0 | 15 => certain(state, 0.0, true),
+            _ => certain(next_state, -1.0, next_state == 0 || next_state == 15),
+        }
+    };
+    TransitionModel {
+        outcomes: (0..16).map(|state| (0..4).map(|action| step(state, action)).collect()).collect(),
+        initial: vec![1.0 / 16.0; 16],
+    }
+}
+
+#[test]
+fn the_random_policys_values_on_the_gridworld_are_the_books() {
+    let model = gridworld();
+    let mut policy = Policy::uniform(16, 4);
+    let mut values = vec![0.0; 16];
+    while evaluation_sweep(&model, &policy, &mut values, 1.0) >= 1e-12 {}
+    // Figure 4.1, k = ∞.
+    let book = [0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0];
+    for (value, wanted) in values.iter().zip(book) {
+        assert_close(*value, f64::from(wanted), 1e-8);
+    }
+    // The figure's right column: one improvement on these values is optimal already.
+    improve(&model, &mut policy, &values, 1.0, 1e-9);
+    let optimal = [0, -1, -2, -3, -1, -2, -3, -2, -2, -3, -2, -1, -3, -2, -1, 0].map(f64::from);
+    while evaluation_sweep(&model, &policy, &mut values, 1.0) >= 1e-12 {}
+    assert_eq!(values, optimal);
+    // Value iteration reaches the same.
+    assert_eq!(solve(&model, 1.0, 1).0, optimal);
+}
+
+/// Poisson probabilities of 0 to 199.
+fn poisson(mean: f64) -> Vec<f64> {
+    let mut probabilities = vec![(-mean).exp()];
+    for n in 1..200 {
+        probabilities.push(probabilities[n - 1] * mean / n as f64);
+    }
+    probabilities
+}
+
+/// One location's day, from `cars` in the morning: the distribution of the cars in the evening
+/// `[21]` and the expected income, 10 a car.
+fn rental_day(cars: usize, requests: &[f64], returns: &[f64]) -> (Vec<f64>, f64) {
+    let (mut evening, mut income) = (vec![0.0; 21], 0.0);
+    for (request, p_request) in requests.iter().enumerate() {
+        let rented = request.min(cars);
+        income += 10.0 * p_request * rented as f64;
+        for (returned, p_returned) in returns.iter().enumerate() {
+            evening[(cars - rented + returned).min(20)] += p_request * p_returned;
+        }
+    }
+    (evening, income)
+}
+
+/// Example 4.2: state `21 · (cars at the first location) + (cars at the second)`, action
+/// `5 + (cars moved overnight from the first to the second)`.
+fn car_rental() -> TransitionModel {
+    let days = |requests: f64, returns: f64| -> Vec<(Vec<f64>, f64)> {
+        let (requests, returns) = (poisson(requests), poisson(returns));
+        (0..21).map(|cars| rental_day(cars, &requests, &returns)).collect()
+    };
+    let (first, second) = (days(3.0, 3.0), days(4.0, 2.0));
+    let outcomes_of = |state: usize, action: usize| -> Vec<Outcome> {
+        let (cars1, cars2, moved) = ((state / 21) as i32, (state % 21) as i32, action as i32 - 5);
+        if moved > cars1 || -moved > cars2 {
+            // There are not so many cars to move: no action that a policy may take.
+            return certain(state, -1e6, true);
+        }
+        let (evening1, income1) = &first[(cars1 - moved).min(20) as usize];
+        let (evening2, income2) = &second[(cars2 + moved).min(20) as usize];
+        let reward = income1 + income2 - 2.0 * f64::from(moved.abs());
+        let mut outcomes = Vec::with_capacity(441);
+        for (next1, p1) in evening1.iter().enumerate() {
+            for (next2, p2) in evening2.iter().enumerate() {
+                let (probability, next_state) = (p1 * p2, next1 * 21 + next2);
+                outcomes.push(Outcome { probability, next_state, reward, terminated: false });
+            }
+        }
+        outcomes
+    };
+    TransitionModel {
+        outcomes: (0..441).map(|state| (0..11).map(|action| outcomes_of(state, action)).collect()).collect(),
+        initial: vec![1.0 / 441.0; 441],
+    }
+}
+
+#[test]
+fn jacks_car_rental_takes_four_improvements() {
+    let model = car_rental();
+    let mut policy = Policy::uniform(441, 11);
+    (0..441).for_each(|state| policy.set_action(state, 5)); // no car is moved
+    let mut values = vec![0.0; 441];
+    let improvements = iterate(&model, &mut policy, &mut values, 0.9, usize::MAX);
+    // Figure 4.2: π₄ is optimal.
+    assert_eq!(improvements, 4);
+    // Exact Poisson sums; the figure's own values come from truncated ones.
+    for (cars, wanted) in [(20, 636.99), (0, 421.41), (10, 574.95)] {
+        assert_close(values[cars * 21 + cars], wanted, 0.005);
+    }
+    let mut states_by_move = [0; 11];
+    (0..441).for_each(|state| states_by_move[policy.action(state).unwrap()] += 1);
+    assert_eq!(states_by_move, [0, 3, 9, 14, 17, 270, 33, 29, 23, 17, 26]);
+}
+
+#[test]
+fn the_gambler_reaches_the_goal_with_the_books_probability() {
+    // Example 4.3: capital 1 to 99, heads with probability 0.4; action a stakes a + 1 at most.
+    let outcomes_of = |capital: usize, action: usize| -> Vec<Outcome> {
+        if capital == 0 || capital == 100 {
+            return certain(capital, 0.0, true);
+        }
+        let stake = (action + 1).min(capital).min(100 - capital);
+        let outcome = |probability: f64, next_state: usize| {
+            let reward = if next_state == 100 { 1.0 } else { 0.0 };
+            Outcome { probability, next_state, reward, terminated: next_state == 0 || next_state == 100 }
+        };
+        vec![outcome(0.4, capital + stake), outcome(0.6, capital - stake)]
+    };
+    let model = TransitionModel {
+        outcomes: (0..=100).map(|s| (0..50).map(|a| outcomes_of(s, a)).collect()).collect(),
+        initial: vec![0.0; 101],
+    };
+    let (values, _) = solve(&model, 1.0, 1);
+    assert_close(values[50], 0.4, 1e-9);
+    // All or nothing twice: v(25) = 0.4 v(50), v(75) = 0.4 + 0.6 v(50).
+    assert_close(values[25], 0.16, 1e-9);
+    assert_close(values[75], 0.64, 1e-9);
+}
+
+#[test]
+fn frozen_lakes_optimal_values_are_the_known_ones() {
+    let model = model_of("FrozenLake-v1");
+    for (gamma, wanted) in [(0.9, 0.068_891), (0.95, 0.180_472), (0.99, 0.542_026)] {
+        // Policy iteration, something between, and value iteration.
+        for sweeps in [usize::MAX, 5, 1] {
+            assert_close(solve(&model, gamma, sweeps).0[0], wanted, 1e-6);
+        }
+    }
+    assert_close(solve(&model, 1.0, 1).0[0], 14.0 / 17.0, 1e-6);
+    assert_close(solve(&model_of("FrozenLake8x8-v1"), 0.99, usize::MAX).0[0], 0.414_640, 1e-6);
+}
+
+#[test]
+fn chances_of_success_within_the_time_limit_are_the_known_ones() {
+    let chance = |env_id: &str, gamma: f64, max_steps: u32| {
+        let model = model_of(env_id);
+        expected_episode(&model, &solve(&model, gamma, usize::MAX).1, max_steps).0
+    };
+    assert_close(chance("FrozenLake-v1", 0.99, 100), 0.7402, 5e-5);
+    assert_close(chance("FrozenLake-v1", 0.9, 100), 0.7298, 5e-5);
+    assert_close(chance("FrozenLake8x8-v1", 0.99, 200), 0.8630, 5e-5);
+}
+
+#[test]
+fn the_shortest_way_along_the_cliff_takes_13_steps() {
+    let model = model_of("CliffWalking-v1");
+    // Without a discount too: an episode that never ends would be worth −∞.
+    for (gamma, sweeps) in [(0.99, usize::MAX), (0.99, 1), (1.0, usize::MAX), (1.0, 1)] {
+        let (_, policy) = solve(&model, gamma, sweeps);
+        assert_eq!(expected_episode(&model, &policy, 100), (-13.0, 13.0), "γ = {gamma}, {sweeps} sweeps");
+    }
+}
+
+#[test]
+fn an_episode_without_end_is_cut_off() {
+    let model = TransitionModel { outcomes: vec![vec![certain(0, 2.0, false)]], initial: vec![1.0] };
+    assert_eq!(expected_episode(&model, &Policy::uniform(1, 1), 7), (14.0, 7.0));
+}

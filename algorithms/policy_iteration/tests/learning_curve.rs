@@ -1,0 +1,25 @@
+//! Policy iteration solves FrozenLake, the same way each time, and refuses what it cannot do.
+
+const POLICY_ITERATION: &str = env!("CARGO_BIN_EXE_policy_iteration");
+
+#[test]
+fn learns() {
+    regression::check("policy_iteration", POLICY_ITERATION);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(POLICY_ITERATION, &["--eval-episodes", "3", "--seed", "7"]);
+}
+
+#[test]
+fn refuses_bad_input() {
+    let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(POLICY_ITERATION, args, mentions);
+    let with_models = "FrozenLake-v1, FrozenLake-v1-deterministic, FrozenLake8x8-v1";
+    refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "transition model", with_models]);
+    refuses(&["--env-id", "Blackjack-v1"], &["Blackjack-v1", "transition model", "Taxi-v4"]);
+    refuses(&["--gamma", "1.01"], &["'1.01'", "--gamma", "0 to 1"]);
+    refuses(&["--theta", "0"], &["'0'", "--theta", "above 0"]);
+    refuses(&["--evaluation-sweeps", "-1"], &["-1"]);
+    refuses(&["--total-timesteps", "0"], &["'0'", "--total-timesteps", "at least 1"]);
+}

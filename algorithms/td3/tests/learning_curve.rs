@@ -1,0 +1,39 @@
+//! TD3 learns to swing up a pendulum, the same way each time, and refuses what it cannot do.
+
+const TD3: &str = env!("CARGO_BIN_EXE_td3");
+
+#[test]
+fn learns() {
+    regression::check("td3", TD3);
+}
+
+/// A short run that gets as far as learning.
+const SHORT: &[&str] = &[
+    "--total-timesteps=700",
+    "--learning-starts=300",
+    "--hidden-size=32",
+    "--batch-size=32",
+    "--eval-episodes=3",
+    "--seed=7",
+];
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(TD3, SHORT);
+}
+
+#[test]
+fn refuses_bad_input() {
+    let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(TD3, args, mentions);
+    refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
+    refuses(&["--learning-rate=-1"], &["'-1'", "--learning-rate", "at least 0"]);
+    refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
+    refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
+    refuses(&["--policy-noise=-0.1"], &["'-0.1'", "--policy-noise", "at least 0"]);
+    refuses(&["--noise-clip", "NaN"], &["'NaN'", "--noise-clip", "at least 0"]);
+    refuses(&["--exploration-noise", "inf"], &["'inf'", "--exploration-noise"]);
+    refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
+    refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
+    refuses(&["--learning-starts", "0"], &["'0'", "--learning-starts", "at least 1"]);
+    refuses(&["--policy-frequency", "0"], &["'0'", "--policy-frequency", "at least 1"]);
+}
