@@ -95,19 +95,23 @@ pub fn main<A: Parser>(train: fn(A) -> Result<()>) -> ExitCode {
     };
     match parse::<A>(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // Help and version are "errors" of clap's that belong on standard output.
-            if let Some(clap) = error.downcast_ref::<clap::Error>() {
-                clap.exit();
-            }
-            if let Some(code) = error.downcast_ref::<crate::run::Interrupted>() {
-                eprintln!("{code}");
-                return ExitCode::from(130);
-            }
-            eprintln!("error: {}", one_line(&format!("{error:#}")));
-            ExitCode::from(if error.is::<InvalidInput>() { 2 } else { 1 })
-        }
+        Err(error) => ExitCode::from(report(&error)),
     }
+}
+
+/// Prints `error` as one line on standard error; returns the exit code that it ends the program
+/// with.
+pub(crate) fn report(error: &anyhow::Error) -> u8 {
+    // Help and version are "errors" of clap's that belong on standard output.
+    if let Some(clap) = error.downcast_ref::<clap::Error>() {
+        clap.exit();
+    }
+    if let Some(interrupted) = error.downcast_ref::<crate::run::Interrupted>() {
+        eprintln!("{interrupted}");
+        return 130;
+    }
+    eprintln!("error: {}", one_line(&format!("{error:#}")));
+    if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
 /// Keeps candle's thread pools to `threads`. Element-wise operations run on all cores otherwise, and

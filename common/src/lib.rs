@@ -1,9 +1,10 @@
 //! What the algorithms share, kept thin: command line, run directory and logging, network parts,
-//! checkpoints and plots. Nothing here is algorithmic: losses, advantage estimators, replay
-//! buffers and exploration schedules are in the algorithms' own files.
+//! checkpoints, plots, and ranks that work together. Nothing here is algorithmic: losses, advantage
+//! estimators, replay buffers and exploration schedules are in the algorithms' own files.
 
 pub mod checkpoint;
 pub mod cli;
+pub mod dist;
 pub mod gif;
 pub mod model;
 pub mod nn;

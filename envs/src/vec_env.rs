@@ -39,7 +39,7 @@ impl<'a> From<&'a Vec<f32>> for Actions<'a> {
 }
 
 /// An episode that ended in the last step.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Episode {
     /// Which environment it ran in.
     pub env: usize,
