@@ -46,7 +46,7 @@
 //! The last line goes on from the last checkpoint whenever a machine has failed.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::dist::{self, World};
@@ -131,54 +131,38 @@ impl Mlp {
         })
     }
 
-    /// `[batch, observation_dim]` to `[batch, outputs]`.
-    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden2.forward(&self.hidden1.forward(observations)?)?;
+    /// Observations `[batch, observation_dim]`, flattened, to `[batch, outputs]`.
+    fn forward(&self, observations: &[f32]) -> Result<Tensor> {
+        let (_, observation_dim) = self.hidden1.weight().dims2()?;
+        let shape = (observations.len() / observation_dim, observation_dim);
+        let observations = Tensor::from_slice(observations, shape, self.hidden1.weight().device())?;
+        let hidden = self.hidden2.forward(&self.hidden1.forward(&observations)?)?;
         Ok(self.output.forward(&hidden)?)
+    }
+
+    /// The same as plain numbers, `[batch, outputs]` flattened.
+    fn apply(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.forward(observations)?.flatten_all()?.to_vec1()?)
     }
 }
 
-/// The policy π_θ and the value V_θ, which share nothing. Every rank has one.
+/// The policy π_θ and the value V_θ, which share nothing. Every rank has them.
 struct Agent {
     actor: Mlp,  // logits of π(·|x), [batch, num_actions]
     critic: Mlp, // V(x), [batch, 1]
     parameters: VarMap,
-    observation_dim: usize,
     num_actions: usize,
-    device: Device,
 }
 
 impl Agent {
     fn new(args: &Args) -> Result<Self> {
         let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
         let (observation_dim, num_actions) = envs.spec().box_to_discrete("impala")?;
-        let device = args.run.device()?;
         let parameters = VarMap::new(args.run.seed);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-        Ok(Self {
-            actor: Mlp::new(observation_dim, num_actions, 0.01, vb.pp("actor"))?,
-            critic: Mlp::new(observation_dim, 1, 1.0, vb.pp("critic"))?,
-            parameters,
-            observation_dim,
-            num_actions,
-            device,
-        })
-    }
-
-    /// Observations `[n, observation_dim]` flattened, as a tensor.
-    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        let n = observations.len() / self.observation_dim;
-        Ok(Tensor::from_slice(observations, (n, self.observation_dim), &self.device)?)
-    }
-
-    /// V(x), `[batch]`, of observations `[batch, observation_dim]`.
-    fn values(&self, observations: &Tensor) -> Result<Tensor> {
-        Ok(self.critic.forward(observations)?.flatten_all()?)
-    }
-
-    /// Logits of π(·|x), `[n, num_actions]` flattened.
-    fn logits(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &args.run.device()?);
+        let actor = Mlp::new(observation_dim, num_actions, 0.01, vb.pp("actor"))?;
+        let critic = Mlp::new(observation_dim, 1, 1.0, vb.pp("critic"))?;
+        Ok(Self { actor, critic, parameters, num_actions })
     }
 }
 
@@ -209,7 +193,13 @@ impl Rollout {
 
     /// The V-trace targets v_t and the actor's weights ρ_t (r_t + γ v_{t+1} − V(x_t)), from V(x_t),
     /// V(x_{t+1}) and ln π(a_t|x_t); all `[num_actors, num_steps, num_envs]`.
-    fn v_trace(&self, values: &[f32], next_values: &[f32], log_probs: &[f32], args: &Args) -> [Vec<f32>; 2] {
+    fn v_trace(
+        &self,
+        values: &[f32],
+        next_values: &[f32],
+        log_probs: &[f32],
+        args: &Args,
+    ) -> (Vec<f32>, Vec<f32>) {
         let (gamma, rho_bar, c_bar) = (args.gamma as f32, args.rho_bar as f32, args.c_bar as f32);
         let mut targets = vec![0.0; values.len()];
         let mut advantages = vec![0.0; values.len()];
@@ -232,7 +222,7 @@ impl Rollout {
             *correction = delta + gamma * c * *correction;
             targets[t] = values[t] + *correction;
         }
-        [targets, advantages]
+        (targets, advantages)
     }
 }
 
@@ -330,38 +320,42 @@ fn act(args: &Args, world: &World) -> Result<()> {
     let mut rng = rng(seed, u64::MAX);
     loop {
         match world.receive(LEARNER)? {
-            Order::Act(parameters) => agent.parameters.load(&parameters)?,
-            Order::Save => {
-                world.send(LEARNER, &(envs.save()?, &rng))?;
-                continue;
+            Order::Act(parameters) => {
+                agent.parameters.load(&parameters)?;
+                world.send(LEARNER, &gather(&agent, &mut envs, &mut rng, args)?)?;
             }
+            Order::Save => world.send(LEARNER, &(envs.save()?, &rng))?,
             Order::Load(saved_envs, saved_rng) => {
                 envs.load(&saved_envs)?;
                 rng = saved_rng;
-                continue;
             }
             Order::Stop => return Ok(()),
         }
-        let mut rollout = Rollout::default();
-        for _ in 0..args.num_steps {
-            rollout.observations.extend(envs.observations());
-            let (actions, log_probs) =
-                sample(&agent.logits(envs.observations())?, agent.num_actions, &mut rng);
-            envs.step(&actions)?;
-            rollout.next_observations.extend(envs.final_observations());
-            rollout.actions.extend(actions);
-            rollout.log_probs.extend(log_probs);
-            rollout.rewards.extend(envs.rewards().iter().map(|reward| args.reward_scale as f32 * reward));
-            rollout.terminated.extend(envs.terminated());
-            rollout.truncated.extend(envs.truncated());
-            rollout.episodes.extend(envs.episodes());
-        }
-        world.send(LEARNER, &rollout)?;
     }
 }
 
-/// What rank 0 does.
+/// `num_steps` steps in each environment.
+fn gather(agent: &Agent, envs: &mut VecEnv, rng: &mut Rng, args: &Args) -> Result<Rollout> {
+    let mut rollout = Rollout::default();
+    for _ in 0..args.num_steps {
+        let logits = agent.actor.apply(envs.observations())?;
+        let (actions, log_probs) = sample(&logits, agent.num_actions, rng);
+        rollout.observations.extend_from_slice(envs.observations());
+        envs.step(&actions)?;
+        rollout.next_observations.extend_from_slice(envs.final_observations());
+        rollout.actions.extend(actions);
+        rollout.log_probs.extend(log_probs);
+        rollout.rewards.extend(envs.rewards().iter().map(|reward| args.reward_scale as f32 * reward));
+        rollout.terminated.extend_from_slice(envs.terminated());
+        rollout.truncated.extend_from_slice(envs.truncated());
+        rollout.episodes.extend_from_slice(envs.episodes());
+    }
+    Ok(rollout)
+}
+
+/// What rank 0 does: learn.
 fn train(args: &Args, world: &World) -> Result<()> {
+    let device = args.run.device()?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, args)?;
     let mut agent = Agent::new(args)?;
     let mut optimizer =
@@ -384,36 +378,33 @@ fn train(args: &Args, world: &World) -> Result<()> {
             let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
             optimizer.learning_rate = remaining * args.learning_rate;
         }
-        // The actors now gather with θ_k, meanwhile we learn from what they gathered with θ_{k−1}.
-        actors.tell(&Order::Act(agent.parameters.save()?))?;
-        if !rollout.rewards.is_empty() {
-            let observations = agent.tensor(&rollout.observations)?; // [batch, observation_dim]
-            let actions = Tensor::from_slice(&rollout.actions, rollout.actions.len(), &agent.device)?;
-            let policy = Categorical::new(&agent.actor.forward(&observations)?);
-            let log_probs = policy.log_prob(&actions)?;
-            let values = agent.values(&observations)?;
-            let next_values = agent.values(&agent.tensor(&rollout.next_observations)?)?;
-            let [targets, advantages] =
-                rollout.v_trace(&values.to_vec1()?, &next_values.to_vec1()?, &log_probs.to_vec1()?, args);
-            let constant = |values: Vec<f32>| Tensor::from_vec(values, log_probs.shape(), &agent.device);
 
-            let policy_loss = policy_loss(&log_probs, &constant(advantages)?)?;
-            let value_loss = value_loss(&values, &constant(targets)?)?;
+        // The actors gather with θ_k, while the learner learns from what they gathered with θ_{k−1}.
+        actors.tell(&Order::Act(agent.parameters.save()?))?;
+        let batch_size = rollout.rewards.len();
+        if batch_size > 0 {
+            let actions = Tensor::from_slice(&rollout.actions, batch_size, &device)?;
+            let policy = Categorical::new(&agent.actor.forward(&rollout.observations)?);
+            let log_probs = policy.log_prob(&actions)?;
+            let values = agent.critic.forward(&rollout.observations)?.flatten_all()?;
+            let next_values = agent.critic.apply(&rollout.next_observations)?;
+            let (targets, advantages) =
+                rollout.v_trace(&values.to_vec1()?, &next_values, &log_probs.to_vec1()?, args);
+
+            let policy_loss = policy_loss(&log_probs, &Tensor::from_vec(advantages, batch_size, &device)?)?;
+            let value_loss = value_loss(&values, &Tensor::from_vec(targets, batch_size, &device)?)?;
             let entropy = policy.entropy()?.mean_all()?;
             // The entropy is a bonus: more of it makes the loss smaller.
             let loss = ((&policy_loss + (&value_loss * args.vf_coef)?)? - (&entropy * args.ent_coef)?)?;
             optimizer.backward_step(&loss)?;
 
-            // KL(μ ‖ π) ≈ −E[ ln π(a|x) − ln μ(a|x) ]: how far the policy lag has led them apart.
-            let behaviour = constant(std::mem::take(&mut rollout.log_probs))?;
-            let approx_kl = (behaviour - &log_probs)?.mean_all()?;
             run.log(global_step, "charts/learning_rate", optimizer.learning_rate)?;
             run.log(global_step, "losses/policy_loss", policy_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/value_loss", value_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/entropy", entropy.to_scalar::<f32>()?)?;
-            run.log(global_step, "losses/approx_kl", approx_kl.to_scalar::<f32>()?)?;
         }
-        // In the order of ranks, whoever is ready first: the same each time.
+
+        // In the order of ranks, not of arrival: the same each time.
         rollout = Rollout::default();
         for actor in 1..world.size() {
             rollout.append(world.receive(actor)?);
@@ -424,6 +415,6 @@ fn train(args: &Args, world: &World) -> Result<()> {
     actors.tell(&Order::Stop)?;
 
     run.save_or_load_model(&mut agent.parameters)?;
-    run.evaluate(|observations| Ok(greedy(&agent.logits(observations)?, agent.num_actions)))?;
+    run.evaluate(|observations| Ok(greedy(&agent.actor.apply(observations)?, agent.num_actions)))?;
     Ok(())
 }
