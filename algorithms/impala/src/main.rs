@@ -41,9 +41,8 @@
 //! mpirun -n 3 target/debug/impala --workers 3      # --mca mpi_yield_when_idle 1 where cores are shared
 //! mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --run-dir /shared/run --checkpoint-every 100000
 //! until mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --resume /shared/run; do sleep 10; done
+//! # The last line goes on from the last checkpoint whenever a machine has failed.
 //! ```
-//!
-//! The last line goes on from the last checkpoint whenever a machine has failed.
 
 use anyhow::Result;
 use candle_core::{DType, Module, Tensor};
@@ -61,8 +60,7 @@ use std::process::ExitCode;
 #[cfg(test)]
 mod tests;
 
-/// The rank that learns; all others act.
-const LEARNER: usize = 0;
+const LEARNER: usize = 0; // the rank that learns; all others act
 
 /// Actors and a learner with V-trace, for discrete actions
 #[derive(Parser, Serialize, Debug)]
@@ -193,16 +191,10 @@ impl Rollout {
 
     /// The V-trace targets v_t and the actor's weights ρ_t (r_t + γ v_{t+1} − V(x_t)), from V(x_t),
     /// V(x_{t+1}) and ln π(a_t|x_t); all `[num_actors, num_steps, num_envs]`.
-    fn v_trace(
-        &self,
-        values: &[f32],
-        next_values: &[f32],
-        log_probs: &[f32],
-        args: &Args,
-    ) -> (Vec<f32>, Vec<f32>) {
+    fn v_trace(&self, inputs: [&[f32]; 3], args: &Args) -> (Vec<f32>, Vec<f32>) {
+        let [values, next_values, log_probs] = inputs;
         let (gamma, rho_bar, c_bar) = (args.gamma as f32, args.rho_bar as f32, args.c_bar as f32);
-        let mut targets = vec![0.0; values.len()];
-        let mut advantages = vec![0.0; values.len()];
+        let (mut targets, mut advantages) = (vec![0.0; values.len()], vec![0.0; values.len()]);
         let mut corrections = vec![0.0; args.num_envs]; // v_{t+1} − V(x_{t+1}) of each environment
         for t in (0..values.len()).rev() {
             let correction = &mut corrections[t % args.num_envs];
@@ -233,14 +225,11 @@ fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> (Vec<u32>, Vec<f
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f32 = row.iter().map(|z| (z - max).exp()).sum();
         let mut left = rng.random::<f32>() * total;
-        let mut action = num_actions - 1; // where rounding leaves nothing to the last action
-        for (a, z) in row.iter().enumerate() {
+        let chosen = row.iter().position(|z| {
             left -= (z - max).exp();
-            if left < 0.0 {
-                action = a;
-                break;
-            }
-        }
+            left < 0.0
+        });
+        let action = chosen.unwrap_or(num_actions - 1); // where rounding leaves nothing to the last
         (action as u32, row[action] - max - total.ln())
     })
     .unzip()
@@ -265,13 +254,9 @@ fn value_loss(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// What the learner tells an actor to do.
 #[derive(Serialize, Deserialize)]
 enum Order {
-    /// Act for `num_steps` steps with these parameters and send the [`Rollout`].
-    Act(Vec<u8>),
-    /// Send environments and generator, for a checkpoint.
-    Save,
-    /// Take on what was sent then.
-    Load(Vec<u8>, Rng),
-    /// End.
+    Act(Vec<u8>),       // with these parameters for num_steps steps, and send the rollout
+    Save,               // send environments and generator, for a checkpoint
+    Load(Vec<u8>, Rng), // take on what was sent then
     Stop,
 }
 
@@ -305,7 +290,7 @@ fn main() -> ExitCode {
         if args.workers < 2 {
             return invalid("--workers 1: at least 2 are needed, a learner and an actor");
         }
-        Agent::new(&args)?;
+        Agent::new(&args)?; // refuses bad input before anything is written
         dist::launch(args.workers, |world| {
             if world.rank() == LEARNER { train(&args, world) } else { act(&args, world) }
         })
@@ -362,7 +347,6 @@ fn train(args: &Args, world: &World) -> Result<()> {
         Adam::new(&agent.parameters, args.learning_rate)?.with_max_grad_norm(args.max_grad_norm);
     let mut actors = Actors(world);
     let mut rollout = Rollout::default();
-
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
@@ -388,22 +372,19 @@ fn train(args: &Args, world: &World) -> Result<()> {
             let log_probs = policy.log_prob(&actions)?;
             let values = agent.critic.forward(&rollout.observations)?.flatten_all()?;
             let next_values = agent.critic.apply(&rollout.next_observations)?;
-            let (targets, advantages) =
-                rollout.v_trace(&values.to_vec1()?, &next_values, &log_probs.to_vec1()?, args);
-
+            let inputs = [&values.to_vec1::<f32>()?[..], &next_values, &log_probs.to_vec1::<f32>()?];
+            let (targets, advantages) = rollout.v_trace(inputs, args);
             let policy_loss = policy_loss(&log_probs, &Tensor::from_vec(advantages, batch_size, &device)?)?;
             let value_loss = value_loss(&values, &Tensor::from_vec(targets, batch_size, &device)?)?;
             let entropy = policy.entropy()?.mean_all()?;
             // The entropy is a bonus: more of it makes the loss smaller.
             let loss = ((&policy_loss + (&value_loss * args.vf_coef)?)? - (&entropy * args.ent_coef)?)?;
             optimizer.backward_step(&loss)?;
-
             run.log(global_step, "charts/learning_rate", optimizer.learning_rate)?;
             run.log(global_step, "losses/policy_loss", policy_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/value_loss", value_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/entropy", entropy.to_scalar::<f32>()?)?;
         }
-
         // In the order of ranks, not of arrival: the same each time.
         rollout = Rollout::default();
         for actor in 1..world.size() {
@@ -413,7 +394,6 @@ fn train(args: &Args, world: &World) -> Result<()> {
         run.episodes(global_step, &rollout.episodes)?;
     }
     actors.tell(&Order::Stop)?;
-
     run.save_or_load_model(&mut agent.parameters)?;
     run.evaluate(|observations| Ok(greedy(&agent.actor.apply(observations)?, agent.num_actions)))?;
     Ok(())

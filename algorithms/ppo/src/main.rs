@@ -204,14 +204,11 @@ fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> (Vec<u32>, Vec<f
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f32 = row.iter().map(|z| (z - max).exp()).sum();
         let mut left = rng.random::<f32>() * total;
-        let mut action = num_actions - 1; // where rounding leaves nothing to the last action
-        for (a, z) in row.iter().enumerate() {
+        let chosen = row.iter().position(|z| {
             left -= (z - max).exp();
-            if left < 0.0 {
-                action = a;
-                break;
-            }
-        }
+            left < 0.0
+        });
+        let action = chosen.unwrap_or(num_actions - 1); // where rounding leaves nothing to the last
         (action as u32, row[action] - max - total.ln())
     })
     .unzip()
