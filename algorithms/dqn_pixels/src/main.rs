@@ -25,7 +25,7 @@
 //! A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
 //! Run `cargo run -p dqn_pixels`: every ball is caught, a return of 1.0 on Catch-v0 after 20,000
-//! steps in about four seconds (the optimum; bsuite, Osband et al. 2020, arXiv:1908.03568).
+//! steps in a few seconds (the optimum; bsuite, Osband et al. 2020, arXiv:1908.03568).
 //! `cargo run -p dqn_pixels -- --env-id MinAtar/Breakout-v1 --total-timesteps 1000000` learns a
 //! game (9.2 after as many frames in Young & Tian's learning curves).
 
