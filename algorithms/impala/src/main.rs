@@ -1,13 +1,12 @@
 //! # Importance weighted actor-learner architecture (IMPALA)
 //!
-//! Espeholt, Soyer, Munos, Simonyan, Mnih, Ward, Doron, Firoiu, Harley, Dunning, Legg & Kavukcuoglu
-//! (2018), arXiv:1802.01561.
+//! Espeholt, Soyer, Munos et al. (2018), arXiv:1802.01561.
 //!
 //! Acting and learning are different work, so IMPALA gives them to different processes: actors send
-//! trajectories to a learner, which sends back new parameters, and neither waits while the other
-//! computes. The price is that trajectories come from a policy μ which is older than the policy π
-//! that learns from them. V-trace corrects for that: importance weights, clipped so that their
-//! variance stays bounded, turn n-step returns under μ into value targets for π.
+//! trajectories to a learner, which sends back new parameters, and both work at the same time. The
+//! price is that trajectories come from a policy μ older than the policy π that learns from them.
+//! V-trace corrects for that: importance weights, clipped so that their variance stays bounded, turn
+//! n-step returns under μ into value targets for π.
 //!
 //! With `ρ_t = min(ρ̄, π(a_t|x_t) / μ(a_t|x_t))` and `c_t = min(c̄, π(a_t|x_t) / μ(a_t|x_t))` the
 //! V-trace target of the state at step s of a trajectory of n steps is
@@ -32,9 +31,9 @@
 //! gathered with its parameters θ_{k−1}, they gather with θ_k: the policy lag is one update, always,
 //! so that a run is the same each time (in the paper it varies with the machines' speeds).
 //!
-//! Run `cargo run -p impala`: 475 or more on CartPole-v1 after 500,000 steps in a few seconds (475 is
-//! the return at which Gymnasium registers the task as solved). The actors are threads or, on one
-//! machine or many, processes of MPI:
+//! Run `cargo run -p impala`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it
+//! as solved) after 500,000 steps in about 3 seconds. The actors are threads or, on one machine or
+//! many, processes of MPI; after a failure, the last line goes on from the last checkpoint:
 //!
 //! ```text
 //! cargo build -p impala --features common/mpi      # see common/src/dist/mod.rs for what it needs
@@ -42,16 +41,13 @@
 //! mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --run-dir /shared/run --checkpoint-every 100000
 //! until mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --resume /shared/run; do sleep 10; done
 //! ```
-//!
-//! The last line goes on from the last checkpoint whenever a machine has failed.
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::dist::{self, World};
-use common::envs::persist::Persist;
-use common::envs::{Episode, Rng, VecEnv, invalid, rng};
+use common::envs::{Episode, Rng, VecEnv, invalid, persist::Persist, rng};
 use common::nn::{Activation, Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use rand::RngExt;
@@ -61,8 +57,7 @@ use std::process::ExitCode;
 #[cfg(test)]
 mod tests;
 
-/// The rank that learns; all others act.
-const LEARNER: usize = 0;
+const LEARNER: usize = 0; // the rank that learns; all others act
 
 /// Actors and a learner with V-trace, for discrete actions
 #[derive(Parser, Serialize, Debug)]
@@ -88,8 +83,8 @@ struct Args {
     /// Let the step size fall linearly to zero
     #[arg(long, default_value_t = true)]
     anneal_lr: bool,
-    /// Factor on the rewards that are learned from. A critic soon reaches values of a few units,
-    /// and the clipped gradient then leaves room for the actor; the paper clips rewards to ±1
+    /// Factor on the rewards that are learned from (the paper clips them to ±1): with values of a few
+    /// units the critic keeps up and does not take up all of the clipped gradient
     #[arg(long, default_value_t = 0.1, value_parser = cli::above_zero)]
     reward_scale: f64,
     /// Discount, γ
@@ -131,54 +126,37 @@ impl Mlp {
         })
     }
 
-    /// `[batch, observation_dim]` to `[batch, outputs]`.
-    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden2.forward(&self.hidden1.forward(observations)?)?;
+    /// Observations `[batch, observation_dim]`, flattened, to `[batch, outputs]`.
+    fn forward(&self, observations: &[f32]) -> Result<Tensor> {
+        let weight = self.hidden1.weight();
+        let observations = Tensor::from_slice(observations, ((), weight.dim(1)?), weight.device())?;
+        let hidden = self.hidden2.forward(&self.hidden1.forward(&observations)?)?;
         Ok(self.output.forward(&hidden)?)
+    }
+
+    /// The same as plain numbers, `[batch, outputs]` flattened.
+    fn apply(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.forward(observations)?.flatten_all()?.to_vec1()?)
     }
 }
 
-/// The policy π_θ and the value V_θ, which share nothing. Every rank has one.
+/// The policy π_θ and the value V_θ, which share nothing. Every rank has them.
 struct Agent {
     actor: Mlp,  // logits of π(·|x), [batch, num_actions]
     critic: Mlp, // V(x), [batch, 1]
     parameters: VarMap,
-    observation_dim: usize,
     num_actions: usize,
-    device: Device,
 }
 
 impl Agent {
     fn new(args: &Args) -> Result<Self> {
         let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
         let (observation_dim, num_actions) = envs.spec().box_to_discrete("impala")?;
-        let device = args.run.device()?;
         let parameters = VarMap::new(args.run.seed);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-        Ok(Self {
-            actor: Mlp::new(observation_dim, num_actions, 0.01, vb.pp("actor"))?,
-            critic: Mlp::new(observation_dim, 1, 1.0, vb.pp("critic"))?,
-            parameters,
-            observation_dim,
-            num_actions,
-            device,
-        })
-    }
-
-    /// Observations `[n, observation_dim]` flattened, as a tensor.
-    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        let n = observations.len() / self.observation_dim;
-        Ok(Tensor::from_slice(observations, (n, self.observation_dim), &self.device)?)
-    }
-
-    /// V(x), `[batch]`, of observations `[batch, observation_dim]`.
-    fn values(&self, observations: &Tensor) -> Result<Tensor> {
-        Ok(self.critic.forward(observations)?.flatten_all()?)
-    }
-
-    /// Logits of π(·|x), `[n, num_actions]` flattened.
-    fn logits(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &args.run.device()?);
+        let actor = Mlp::new(observation_dim, num_actions, 0.01, vb.pp("actor"))?;
+        let critic = Mlp::new(observation_dim, 1, 1.0, vb.pp("critic"))?;
+        Ok(Self { actor, critic, parameters, num_actions })
     }
 }
 
@@ -243,14 +221,12 @@ fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> (Vec<u32>, Vec<f
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f32 = row.iter().map(|z| (z - max).exp()).sum();
         let mut left = rng.random::<f32>() * total;
-        let mut action = num_actions - 1; // where rounding leaves nothing to the last action
-        for (a, z) in row.iter().enumerate() {
+        let reached = |z: &f32| {
             left -= (z - max).exp();
-            if left < 0.0 {
-                action = a;
-                break;
-            }
-        }
+            left < 0.0
+        };
+        // The last action takes what rounding leaves.
+        let action = row.iter().position(reached).unwrap_or(num_actions - 1);
         (action as u32, row[action] - max - total.ln())
     })
     .unzip()
@@ -281,7 +257,6 @@ enum Order {
     Save,
     /// Take on what was sent then.
     Load(Vec<u8>, Rng),
-    /// End.
     Stop,
 }
 
@@ -330,45 +305,47 @@ fn act(args: &Args, world: &World) -> Result<()> {
     let mut rng = rng(seed, u64::MAX);
     loop {
         match world.receive(LEARNER)? {
-            Order::Act(parameters) => agent.parameters.load(&parameters)?,
-            Order::Save => {
-                world.send(LEARNER, &(envs.save()?, &rng))?;
-                continue;
+            Order::Act(parameters) => {
+                agent.parameters.load(&parameters)?;
+                world.send(LEARNER, &gather(&agent, &mut envs, &mut rng, args)?)?;
             }
+            Order::Save => world.send(LEARNER, &(envs.save()?, &rng))?,
             Order::Load(saved_envs, saved_rng) => {
                 envs.load(&saved_envs)?;
                 rng = saved_rng;
-                continue;
             }
             Order::Stop => return Ok(()),
         }
-        let mut rollout = Rollout::default();
-        for _ in 0..args.num_steps {
-            rollout.observations.extend(envs.observations());
-            let (actions, log_probs) =
-                sample(&agent.logits(envs.observations())?, agent.num_actions, &mut rng);
-            envs.step(&actions)?;
-            rollout.next_observations.extend(envs.final_observations());
-            rollout.actions.extend(actions);
-            rollout.log_probs.extend(log_probs);
-            rollout.rewards.extend(envs.rewards().iter().map(|reward| args.reward_scale as f32 * reward));
-            rollout.terminated.extend(envs.terminated());
-            rollout.truncated.extend(envs.truncated());
-            rollout.episodes.extend(envs.episodes());
-        }
-        world.send(LEARNER, &rollout)?;
     }
 }
 
-/// What rank 0 does.
+/// `num_steps` steps in each environment.
+fn gather(agent: &Agent, envs: &mut VecEnv, rng: &mut Rng, args: &Args) -> Result<Rollout> {
+    let mut rollout = Rollout::default();
+    for _ in 0..args.num_steps {
+        let (actions, log_probs) = sample(&agent.actor.apply(envs.observations())?, agent.num_actions, rng);
+        rollout.observations.extend_from_slice(envs.observations());
+        envs.step(&actions)?;
+        rollout.next_observations.extend_from_slice(envs.final_observations());
+        rollout.actions.extend(actions);
+        rollout.log_probs.extend(log_probs);
+        rollout.rewards.extend(envs.rewards().iter().map(|reward| args.reward_scale as f32 * reward));
+        rollout.terminated.extend_from_slice(envs.terminated());
+        rollout.truncated.extend_from_slice(envs.truncated());
+        rollout.episodes.extend_from_slice(envs.episodes());
+    }
+    Ok(rollout)
+}
+
+/// What rank 0 does: learn.
 fn train(args: &Args, world: &World) -> Result<()> {
+    let device = args.run.device()?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, args)?;
     let mut agent = Agent::new(args)?;
     let mut optimizer =
         Adam::new(&agent.parameters, args.learning_rate)?.with_max_grad_norm(args.max_grad_norm);
     let mut actors = Actors(world);
     let mut rollout = Rollout::default();
-
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
@@ -380,40 +357,34 @@ fn train(args: &Args, world: &World) -> Result<()> {
                 ("rollout", &mut rollout),
             ],
         )?;
-        if args.anneal_lr {
-            let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-            optimizer.learning_rate = remaining * args.learning_rate;
-        }
-        // The actors now gather with θ_k, meanwhile we learn from what they gathered with θ_{k−1}.
-        actors.tell(&Order::Act(agent.parameters.save()?))?;
-        if !rollout.rewards.is_empty() {
-            let observations = agent.tensor(&rollout.observations)?; // [batch, observation_dim]
-            let actions = Tensor::from_slice(&rollout.actions, rollout.actions.len(), &agent.device)?;
-            let policy = Categorical::new(&agent.actor.forward(&observations)?);
-            let log_probs = policy.log_prob(&actions)?;
-            let values = agent.values(&observations)?;
-            let next_values = agent.values(&agent.tensor(&rollout.next_observations)?)?;
-            let [targets, advantages] =
-                rollout.v_trace(&values.to_vec1()?, &next_values.to_vec1()?, &log_probs.to_vec1()?, args);
-            let constant = |values: Vec<f32>| Tensor::from_vec(values, log_probs.shape(), &agent.device);
+        let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
+        optimizer.learning_rate = if args.anneal_lr { remaining } else { 1.0 } * args.learning_rate;
 
-            let policy_loss = policy_loss(&log_probs, &constant(advantages)?)?;
-            let value_loss = value_loss(&values, &constant(targets)?)?;
+        // The actors gather with θ_k, while the learner learns from what they gathered with θ_{k−1}.
+        actors.tell(&Order::Act(agent.parameters.save()?))?;
+        let batch_size = rollout.rewards.len();
+        if batch_size > 0 {
+            let policy = Categorical::new(&agent.actor.forward(&rollout.observations)?);
+            let log_probs = policy.log_prob(&Tensor::from_slice(&rollout.actions, batch_size, &device)?)?;
+            let values = agent.critic.forward(&rollout.observations)?.flatten_all()?;
+            let next_values = agent.critic.apply(&rollout.next_observations)?;
+            let [targets, advantages] =
+                rollout.v_trace(&values.to_vec1()?, &next_values, &log_probs.to_vec1()?, args);
+
+            let policy_loss = policy_loss(&log_probs, &Tensor::from_vec(advantages, batch_size, &device)?)?;
+            let value_loss = value_loss(&values, &Tensor::from_vec(targets, batch_size, &device)?)?;
             let entropy = policy.entropy()?.mean_all()?;
             // The entropy is a bonus: more of it makes the loss smaller.
             let loss = ((&policy_loss + (&value_loss * args.vf_coef)?)? - (&entropy * args.ent_coef)?)?;
             optimizer.backward_step(&loss)?;
 
-            // KL(μ ‖ π) ≈ −E[ ln π(a|x) − ln μ(a|x) ]: how far the policy lag has led them apart.
-            let behaviour = constant(std::mem::take(&mut rollout.log_probs))?;
-            let approx_kl = (behaviour - &log_probs)?.mean_all()?;
             run.log(global_step, "charts/learning_rate", optimizer.learning_rate)?;
             run.log(global_step, "losses/policy_loss", policy_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/value_loss", value_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/entropy", entropy.to_scalar::<f32>()?)?;
-            run.log(global_step, "losses/approx_kl", approx_kl.to_scalar::<f32>()?)?;
         }
-        // In the order of ranks, whoever is ready first: the same each time.
+
+        // In the order of ranks, not of arrival: the same each time.
         rollout = Rollout::default();
         for actor in 1..world.size() {
             rollout.append(world.receive(actor)?);
@@ -424,6 +395,6 @@ fn train(args: &Args, world: &World) -> Result<()> {
     actors.tell(&Order::Stop)?;
 
     run.save_or_load_model(&mut agent.parameters)?;
-    run.evaluate(|observations| Ok(greedy(&agent.logits(observations)?, agent.num_actions)))?;
+    run.evaluate(|observations| Ok(greedy(&agent.actor.apply(observations)?, agent.num_actions)))?;
     Ok(())
 }

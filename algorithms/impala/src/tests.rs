@@ -1,9 +1,9 @@
-//! V-trace against its definition and the n-step returns it equals on-policy, the losses' gradients
-//! by finite differences, and what travels between learner and actors.
+//! V-trace against its definition and the n-step returns that it equals on-policy, the losses'
+//! gradients against known ones, and what travels between learner and actors.
 
 use super::*;
 use approx::{assert_abs_diff_eq, assert_relative_eq};
-use candle_core::Var;
+use candle_core::{Device, Var};
 
 const NUM_ACTORS: usize = 2;
 const NUM_STEPS: usize = 6;
