@@ -436,7 +436,7 @@ impl Run {
 
     fn plot(&self) -> Result<()> {
         let runs = [self.history.returns.iter().map(|&(step, value)| (step as f64, value)).collect()];
-        let curve = Curve::from_runs(format!("{}, seed {}", self.algorithm, self.args.seed), &runs, 200);
+        let curve = Curve::from_runs(self.algorithm, &runs, 200);
         let spec: Option<Spec> = envs::make(&self.args.env_id).ok().map(|env| env.spec().clone());
         let solved = spec.and_then(|spec| spec.reward_threshold);
         let label = solved.map(|threshold| format!("solved: {threshold}"));

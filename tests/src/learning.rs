@@ -321,6 +321,43 @@ pub fn is_deterministic(binary: &str, args: &[&str]) {
     assert_eq!(first.0, second.0, "the metrics differ");
 }
 
+/// Checks exact resume: a run that is killed once it has written a checkpoint, and resumed, ends
+/// with the byte-identical model and metrics (but for the clock) of one that ran through. `args`
+/// include `--checkpoint-every` and enough steps for several checkpoints.
+pub fn resumes(binary: &str, args: &[&str]) {
+    let dir = scratch();
+    let run_dir = |name: &str| dir.path().join(name);
+    let finish = |name: &str, more: &[&str]| {
+        let (code, _, stderr) = run(binary, more);
+        assert_eq!(code, Some(0), "{stderr}");
+        let model = std::fs::read(run_dir(name).join("model.safetensors")).unwrap_or_default();
+        (timeless_metrics(&run_dir(name)), model)
+    };
+    let (through, killed) = (run_dir("through"), run_dir("killed"));
+    let (through, killed) = (through.to_string_lossy(), killed.to_string_lossy());
+    let whole = finish("through", &[args, &["--run-dir", &*through]].concat());
+
+    let mut child = Command::new(binary)
+        .args(args)
+        .args(["--run-dir", &*killed])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|error| panic!("starting {binary}: {error}"));
+    while !run_dir("killed").join("checkpoint.safetensors").exists() {
+        let ended = child.try_wait().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(ended, None, "the run ended without a checkpoint");
+        std::thread::yield_now();
+    }
+    child.kill().unwrap_or_else(|error| panic!("{error}"));
+    child.wait().unwrap_or_else(|error| panic!("{error}"));
+    assert!(!run_dir("killed").join("summary.json").exists(), "the run ended before it was killed");
+
+    let resumed = finish("killed", &["--resume", &*killed]);
+    assert!(!whole.1.is_empty() && whole.1 == resumed.1, "the models differ, or there is none");
+    assert_eq!(whole.0, resumed.0, "the metrics differ");
+}
+
 /// `metrics.csv` without what the clock wrote: the seconds column and the `charts/SPS` rows.
 pub fn timeless_metrics(run_dir: &Path) -> String {
     let text = std::fs::read_to_string(run_dir.join("metrics.csv"))

@@ -4,4 +4,4 @@
 pub mod learning;
 pub mod parity;
 
-pub use learning::{check, is_deterministic, refuses};
+pub use learning::{check, is_deterministic, refuses, resumes};

@@ -13,6 +13,23 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        DQN,
+        &[
+            "--total-timesteps",
+            "6000",
+            "--checkpoint-every",
+            "1500",
+            "--eval-episodes",
+            "3",
+            "--hidden-sizes",
+            "64",
+        ],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(DQN, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);

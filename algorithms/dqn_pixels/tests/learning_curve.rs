@@ -18,6 +18,14 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        DQN,
+        &["--total-timesteps", "4000", "--checkpoint-every", "1000", "--eval-episodes", "3"],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(DQN, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "needs images", "Box([4])", "Discrete(2)"]);

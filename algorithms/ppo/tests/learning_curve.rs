@@ -13,6 +13,14 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        PPO,
+        &["--total-timesteps", "40960", "--checkpoint-every", "2048", "--eval-episodes", "3"],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(PPO, args, mentions);
     refuses(&["--lerning-rate", "1"], &["--lerning-rate", "--learning-rate"]);

@@ -15,6 +15,14 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        PPO_CONTINUOUS,
+        &["--total-timesteps", "16384", "--checkpoint-every", "2048", "--eval-episodes", "3"],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(PPO_CONTINUOUS, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "ppo_continuous", "Box actions", "Discrete(2)"]);

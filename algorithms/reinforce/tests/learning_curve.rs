@@ -17,6 +17,14 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        REINFORCE,
+        &["--total-timesteps", "60000", "--checkpoint-every", "5000", "--eval-episodes", "3"],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(REINFORCE, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "reinforce", "Discrete actions"]);

@@ -23,6 +23,23 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        SAC,
+        &[
+            "--total-timesteps",
+            "3000",
+            "--checkpoint-every",
+            "1000",
+            "--eval-episodes",
+            "3",
+            "--hidden-size",
+            "32",
+        ],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SAC, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
