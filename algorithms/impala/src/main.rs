@@ -187,13 +187,7 @@ impl Rollout {
 
     /// The V-trace targets v_t and the actor's weights ρ_t (r_t + γ v_{t+1} − V(x_t)), from V(x_t),
     /// V(x_{t+1}) and ln π(a_t|x_t); all `[num_actors, num_steps, num_envs]`.
-    fn v_trace(
-        &self,
-        values: &[f32],
-        next_values: &[f32],
-        log_probs: &[f32],
-        args: &Args,
-    ) -> (Vec<f32>, Vec<f32>) {
+    fn v_trace(&self, values: &[f32], next_values: &[f32], log_probs: &[f32], args: &Args) -> [Vec<f32>; 2] {
         let (gamma, rho_bar, c_bar) = (args.gamma as f32, args.rho_bar as f32, args.c_bar as f32);
         let mut targets = vec![0.0; values.len()];
         let mut advantages = vec![0.0; values.len()];
@@ -216,7 +210,7 @@ impl Rollout {
             *correction = delta + gamma * c * *correction;
             targets[t] = values[t] + *correction;
         }
-        (targets, advantages)
+        [targets, advantages]
     }
 }
 
