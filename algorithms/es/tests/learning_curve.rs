@@ -1,5 +1,7 @@
-//! ES learns CartPole, the same way each time and on any number of workers where it says so, and
-//! refuses what it cannot do.
+//! ES learns CartPole, the same way each time and on any number of workers, and refuses what it
+//! cannot do.
+
+use regression::learning;
 
 const ES: &str = env!("CARGO_BIN_EXE_es");
 
@@ -14,6 +16,21 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn any_number_of_workers_gives_the_same_run() {
+    let dir = learning::scratch();
+    let results = ["1", "2", "8"].map(|workers| {
+        let run_dir = dir.path().join(workers);
+        let shown = run_dir.to_string_lossy();
+        let flags = ["--total-timesteps", "30000", "--eval-episodes", "3", "--run-dir", &shown];
+        let (code, _, stderr) = learning::run(ES, &[&flags[..], &["--workers", workers]].concat());
+        assert_eq!(code, Some(0), "{stderr}");
+        (learning::timeless_metrics(&run_dir), std::fs::read(run_dir.join("model.safetensors")).unwrap())
+    });
+    assert!(results[0].0.lines().count() > 100, "too few metrics to compare:\n{}", results[0].0);
+    assert!(results.iter().all(|result| *result == results[0]));
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     let steps = ["--total-timesteps", "200000", "--checkpoint-every", "10000", "--eval-episodes", "3"];
     regression::resumes(ES, &steps);
@@ -25,4 +42,18 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--workers", "0"], &["'0'", "--workers", "at least 1"]);
     refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate"]);
+    refuses(&["--sigma", "0"], &["'0'", "--sigma", "above 0"]);
+    refuses(&["--population-size", "63"], &["--population-size 63", "even"]);
+    refuses(&["--weight-decay", "inf"], &["'inf'", "--weight-decay"]);
+    refuses(&["--run-dir", "/proc/none"], &["--run-dir", "/proc/none"]);
+}
+
+#[test]
+fn refuses_another_number_of_processes_than_workers() {
+    // What mpirun tells each of the processes that it starts.
+    let mut command = std::process::Command::new(ES);
+    let output = command.env("OMPI_COMM_WORLD_SIZE", "3").args(["--workers", "2"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    assert_eq!(stderr, "error: --workers 2: mpirun started 3 processes; give --workers 3\n");
 }

@@ -1,13 +1,12 @@
 //! # Importance weighted actor-learner architecture (IMPALA)
 //!
-//! Espeholt, Soyer, Munos, Simonyan, Mnih, Ward, Doron, Firoiu, Harley, Dunning, Legg & Kavukcuoglu
-//! (2018), arXiv:1802.01561.
+//! Espeholt, Soyer, Munos et al. (2018), arXiv:1802.01561.
 //!
 //! Acting and learning are different work, so IMPALA gives them to different processes: actors send
-//! trajectories to a learner, which sends back new parameters, and neither waits while the other
-//! computes. The price is that trajectories come from a policy μ which is older than the policy π
-//! that learns from them. V-trace corrects for that: importance weights, clipped so that their
-//! variance stays bounded, turn n-step returns under μ into value targets for π.
+//! trajectories to a learner, which sends back new parameters, and both work at the same time. The
+//! price is that trajectories come from a policy μ older than the policy π that learns from them.
+//! V-trace corrects for that: importance weights, clipped so that their variance stays bounded, turn
+//! n-step returns under μ into value targets for π.
 //!
 //! With `ρ_t = min(ρ̄, π(a_t|x_t) / μ(a_t|x_t))` and `c_t = min(c̄, π(a_t|x_t) / μ(a_t|x_t))` the
 //! V-trace target of the state at step s of a trajectory of n steps is
@@ -32,16 +31,15 @@
 //! gathered with its parameters θ_{k−1}, they gather with θ_k: the policy lag is one update, always,
 //! so that a run is the same each time (in the paper it varies with the machines' speeds).
 //!
-//! Run `cargo run -p impala`: 475 or more on CartPole-v1 after 500,000 steps in a few seconds (475 is
-//! the return at which Gymnasium registers the task as solved). The actors are threads or, on one
-//! machine or many, processes of MPI:
+//! Run `cargo run -p impala`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it
+//! as solved) after 500,000 steps in about 3 seconds. The actors are threads or, on one machine or
+//! many, processes of MPI; after a failure, the last line goes on from the last checkpoint:
 //!
 //! ```text
 //! cargo build -p impala --features common/mpi      # see common/src/dist/mod.rs for what it needs
 //! mpirun -n 3 target/debug/impala --workers 3      # --mca mpi_yield_when_idle 1 where cores are shared
 //! mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --run-dir /shared/run --checkpoint-every 100000
 //! until mpirun -n 64 --hostfile hosts /shared/impala --workers 64 --resume /shared/run; do sleep 10; done
-//! # The last line goes on from the last checkpoint whenever a machine has failed.
 //! ```
 
 use anyhow::Result;
@@ -49,8 +47,7 @@ use candle_core::{DType, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::dist::{self, World};
-use common::envs::persist::Persist;
-use common::envs::{Episode, Rng, VecEnv, invalid, rng};
+use common::envs::{Episode, Rng, VecEnv, invalid, persist::Persist, rng};
 use common::nn::{Activation, Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use rand::RngExt;
@@ -86,8 +83,8 @@ struct Args {
     /// Let the step size fall linearly to zero
     #[arg(long, default_value_t = true)]
     anneal_lr: bool,
-    /// Factor on the rewards that are learned from. A critic soon reaches values of a few units,
-    /// and the clipped gradient then leaves room for the actor; the paper clips rewards to ±1
+    /// Factor on the rewards that are learned from (the paper clips them to ±1): with values of a few
+    /// units the critic keeps up and does not take up all of the clipped gradient
     #[arg(long, default_value_t = 0.1, value_parser = cli::above_zero)]
     reward_scale: f64,
     /// Discount, γ
@@ -131,9 +128,8 @@ impl Mlp {
 
     /// Observations `[batch, observation_dim]`, flattened, to `[batch, outputs]`.
     fn forward(&self, observations: &[f32]) -> Result<Tensor> {
-        let (_, observation_dim) = self.hidden1.weight().dims2()?;
-        let shape = (observations.len() / observation_dim, observation_dim);
-        let observations = Tensor::from_slice(observations, shape, self.hidden1.weight().device())?;
+        let weight = self.hidden1.weight();
+        let observations = Tensor::from_slice(observations, ((), weight.dim(1)?), weight.device())?;
         let hidden = self.hidden2.forward(&self.hidden1.forward(&observations)?)?;
         Ok(self.output.forward(&hidden)?)
     }
@@ -191,10 +187,10 @@ impl Rollout {
 
     /// The V-trace targets v_t and the actor's weights ρ_t (r_t + γ v_{t+1} − V(x_t)), from V(x_t),
     /// V(x_{t+1}) and ln π(a_t|x_t); all `[num_actors, num_steps, num_envs]`.
-    fn v_trace(&self, inputs: [&[f32]; 3], args: &Args) -> (Vec<f32>, Vec<f32>) {
-        let [values, next_values, log_probs] = inputs;
+    fn v_trace(&self, values: &[f32], next_values: &[f32], log_probs: &[f32], args: &Args) -> [Vec<f32>; 2] {
         let (gamma, rho_bar, c_bar) = (args.gamma as f32, args.rho_bar as f32, args.c_bar as f32);
-        let (mut targets, mut advantages) = (vec![0.0; values.len()], vec![0.0; values.len()]);
+        let mut targets = vec![0.0; values.len()];
+        let mut advantages = vec![0.0; values.len()];
         let mut corrections = vec![0.0; args.num_envs]; // v_{t+1} − V(x_{t+1}) of each environment
         for t in (0..values.len()).rev() {
             let correction = &mut corrections[t % args.num_envs];
@@ -214,7 +210,7 @@ impl Rollout {
             *correction = delta + gamma * c * *correction;
             targets[t] = values[t] + *correction;
         }
-        (targets, advantages)
+        [targets, advantages]
     }
 }
 
@@ -225,11 +221,12 @@ fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> (Vec<u32>, Vec<f
         let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let total: f32 = row.iter().map(|z| (z - max).exp()).sum();
         let mut left = rng.random::<f32>() * total;
-        let chosen = row.iter().position(|z| {
+        let reached = |z: &f32| {
             left -= (z - max).exp();
             left < 0.0
-        });
-        let action = chosen.unwrap_or(num_actions - 1); // where rounding leaves nothing to the last
+        };
+        // The last action takes what rounding leaves.
+        let action = row.iter().position(reached).unwrap_or(num_actions - 1);
         (action as u32, row[action] - max - total.ln())
     })
     .unzip()
@@ -254,9 +251,12 @@ fn value_loss(values: &Tensor, targets: &Tensor) -> Result<Tensor> {
 /// What the learner tells an actor to do.
 #[derive(Serialize, Deserialize)]
 enum Order {
-    Act(Vec<u8>),       // with these parameters for num_steps steps, and send the rollout
-    Save,               // send environments and generator, for a checkpoint
-    Load(Vec<u8>, Rng), // take on what was sent then
+    /// Act for `num_steps` steps with these parameters and send the [`Rollout`].
+    Act(Vec<u8>),
+    /// Send environments and generator, for a checkpoint.
+    Save,
+    /// Take on what was sent then.
+    Load(Vec<u8>, Rng),
     Stop,
 }
 
@@ -290,7 +290,7 @@ fn main() -> ExitCode {
         if args.workers < 2 {
             return invalid("--workers 1: at least 2 are needed, a learner and an actor");
         }
-        Agent::new(&args)?; // refuses bad input before anything is written
+        Agent::new(&args)?;
         dist::launch(args.workers, |world| {
             if world.rank() == LEARNER { train(&args, world) } else { act(&args, world) }
         })
@@ -323,8 +323,7 @@ fn act(args: &Args, world: &World) -> Result<()> {
 fn gather(agent: &Agent, envs: &mut VecEnv, rng: &mut Rng, args: &Args) -> Result<Rollout> {
     let mut rollout = Rollout::default();
     for _ in 0..args.num_steps {
-        let logits = agent.actor.apply(envs.observations())?;
-        let (actions, log_probs) = sample(&logits, agent.num_actions, rng);
+        let (actions, log_probs) = sample(&agent.actor.apply(envs.observations())?, agent.num_actions, rng);
         rollout.observations.extend_from_slice(envs.observations());
         envs.step(&actions)?;
         rollout.next_observations.extend_from_slice(envs.final_observations());
@@ -358,33 +357,33 @@ fn train(args: &Args, world: &World) -> Result<()> {
                 ("rollout", &mut rollout),
             ],
         )?;
-        if args.anneal_lr {
-            let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-            optimizer.learning_rate = remaining * args.learning_rate;
-        }
+        let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
+        optimizer.learning_rate = if args.anneal_lr { remaining } else { 1.0 } * args.learning_rate;
 
         // The actors gather with θ_k, while the learner learns from what they gathered with θ_{k−1}.
         actors.tell(&Order::Act(agent.parameters.save()?))?;
         let batch_size = rollout.rewards.len();
         if batch_size > 0 {
-            let actions = Tensor::from_slice(&rollout.actions, batch_size, &device)?;
             let policy = Categorical::new(&agent.actor.forward(&rollout.observations)?);
-            let log_probs = policy.log_prob(&actions)?;
+            let log_probs = policy.log_prob(&Tensor::from_slice(&rollout.actions, batch_size, &device)?)?;
             let values = agent.critic.forward(&rollout.observations)?.flatten_all()?;
             let next_values = agent.critic.apply(&rollout.next_observations)?;
-            let inputs = [&values.to_vec1::<f32>()?[..], &next_values, &log_probs.to_vec1::<f32>()?];
-            let (targets, advantages) = rollout.v_trace(inputs, args);
+            let [targets, advantages] =
+                rollout.v_trace(&values.to_vec1()?, &next_values, &log_probs.to_vec1()?, args);
+
             let policy_loss = policy_loss(&log_probs, &Tensor::from_vec(advantages, batch_size, &device)?)?;
             let value_loss = value_loss(&values, &Tensor::from_vec(targets, batch_size, &device)?)?;
             let entropy = policy.entropy()?.mean_all()?;
             // The entropy is a bonus: more of it makes the loss smaller.
             let loss = ((&policy_loss + (&value_loss * args.vf_coef)?)? - (&entropy * args.ent_coef)?)?;
             optimizer.backward_step(&loss)?;
+
             run.log(global_step, "charts/learning_rate", optimizer.learning_rate)?;
             run.log(global_step, "losses/policy_loss", policy_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/value_loss", value_loss.to_scalar::<f32>()?)?;
             run.log(global_step, "losses/entropy", entropy.to_scalar::<f32>()?)?;
         }
+
         // In the order of ranks, not of arrival: the same each time.
         rollout = Rollout::default();
         for actor in 1..world.size() {
@@ -394,6 +393,7 @@ fn train(args: &Args, world: &World) -> Result<()> {
         run.episodes(global_step, &rollout.episodes)?;
     }
     actors.tell(&Order::Stop)?;
+
     run.save_or_load_model(&mut agent.parameters)?;
     run.evaluate(|observations| Ok(greedy(&agent.actor.apply(observations)?, agent.num_actions)))?;
     Ok(())

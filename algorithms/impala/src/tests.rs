@@ -75,7 +75,7 @@ fn targets_and_weights_follow_their_definition() {
         let args = args(&["--rho-bar", rho_bar, "--c-bar", c_bar]);
         let (rho_bar, c_bar) = (args.rho_bar as f32, args.c_bar as f32);
         let (rollout, of) = rollout(false);
-        let (targets, advantages) = rollout.v_trace([&of.values, &of.next_values, &of.log_probs], &args);
+        let [targets, advantages] = rollout.v_trace(&of.values, &of.next_values, &of.log_probs, &args);
         let naive = |s| naive_target(&rollout, &of, s, 0.9, rho_bar, c_bar);
         for t in 0..LEN {
             assert_relative_eq!(targets[t], naive(t), max_relative = 1e-5);
@@ -94,7 +94,7 @@ fn targets_and_weights_follow_their_definition() {
 #[test]
 fn on_policy_the_targets_are_n_step_returns() {
     let (rollout, of) = rollout(true);
-    let (targets, advantages) = rollout.v_trace([&of.values, &of.next_values, &of.log_probs], &args(&[]));
+    let [targets, advantages] = rollout.v_trace(&of.values, &of.next_values, &of.log_probs, &args(&[]));
     for s in 0..LEN {
         // Σ_k γ^k r_{s+k} + γ^n V(x_{s+n}), without the last term after termination
         let (mut n_step_return, mut discount, mut last) = (0.0, 1.0, s);
@@ -115,7 +115,7 @@ fn on_policy_the_targets_are_n_step_returns() {
 fn nothing_is_learned_from_what_the_policy_would_never_do() {
     let (rollout, mut of) = rollout(false);
     of.log_probs.fill(-1e3);
-    let (targets, advantages) = rollout.v_trace([&of.values, &of.next_values, &of.log_probs], &args(&[]));
+    let [targets, advantages] = rollout.v_trace(&of.values, &of.next_values, &of.log_probs, &args(&[]));
     assert_eq!(targets, of.values);
     assert!(advantages.iter().all(|&advantage| advantage == 0.0));
 }
