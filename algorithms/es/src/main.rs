@@ -151,8 +151,8 @@ impl Policy {
     }
 }
 
-/// The seed of an episode and ε `[num_parameters]`, both standard for the pair numbered `pair` since
-/// the start of training. Every rank can make every pair's.
+/// The seed of the episode that a pair plays and its ε `[num_parameters]`, standard normal. Pairs are
+/// numbered from the start of training, so that every rank can make every pair's.
 fn noise(seed: u64, pair: u64, num_parameters: usize) -> (u64, Vec<f32>) {
     // Stream 0 made the first parameters.
     let mut rng = rng(seed, pair + 1);
