@@ -377,7 +377,7 @@ fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, 
     assert!(len == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
     // Smaller products take less time than handing half of them to another thread.
     let parallelism = match parallel::threads() {
-        2.. if m * n * k >= 1 << 21 => gemm::Parallelism::Rayon(parallel::threads()),
+        2.. if m * n * k >= 1 << 24 => gemm::Parallelism::Rayon(parallel::threads()),
         _ => gemm::Parallelism::None,
     };
     // SAFETY: `out` points to m n writable elements (initialised ones when `add`), and the
