@@ -20,14 +20,13 @@ use std::process::ExitCode;
 
 /// Benchmarks of all algorithms: run them, report, compare.
 #[derive(Parser)]
-#[command(name = "regression")]
+#[command(name = "regression", arg_required_else_help = false)]
 struct Args {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Subcommand)]
-#[command(arg_required_else_help = false)]
 enum Command {
     /// Train algorithms with several seeds; goes on where it was stopped
     Run(runner::RunnerArgs),

@@ -2,6 +2,7 @@
 //! small enough to be committed.
 
 use crate::jobs::{Entry, Tier, name};
+use crate::statistics::{mean, variance};
 use anyhow::{Context, Result};
 use common::cli::Evaluation;
 use common::envs::invalid;
@@ -50,6 +51,8 @@ pub struct Value {
     pub metric: String,
     pub last: usize,
     pub value: f64,
+    /// Standard error of the value, as a mean of so many episodes; 0 if it is none.
+    pub std_error: f64,
 }
 
 /// Training returns over steps: episodes that ended close to each other are averaged.
@@ -82,8 +85,14 @@ impl RunResult {
         let rows = read_metrics(&run_dir.join("metrics.csv"))?;
         let mut values = Vec::new();
         for measure in &entry.measures {
-            let value = mean_of_last(&rows, &measure.metric, measure.last)?;
-            values.push(Value { metric: measure.metric.clone(), last: measure.last, value });
+            let (metric, last) = (measure.metric.clone(), measure.last);
+            let value = mean_of_last(&rows, &metric, last)?;
+            let single: Vec<f64> = rows.iter().filter(|r| r.tag == metric).map(|r| r.value).collect();
+            let variance_of_mean = match metric.as_str() {
+                "eval/episodic_return" => summary.eval.std.powi(2) / summary.eval.episodes as f64,
+                _ => variance(&single[single.len() - last..]) / last as f64,
+            };
+            values.push(Value { metric, last, value, std_error: round(variance_of_mean.sqrt()) });
         }
         let episodes = rows.iter().filter(|row| row.tag == "charts/episodic_return");
         let episodes: Vec<(f64, f64)> = episodes.map(|row| (row.step, row.value)).collect();
@@ -191,7 +200,6 @@ impl StoredCurve {
             let here = part(start);
             let end = (start..episodes.len()).find(|&i| part(i) != here).unwrap_or(episodes.len());
             let (steps, returns): (Vec<f64>, Vec<f64>) = episodes[start..end].iter().copied().unzip();
-            let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
             curve.steps.push(mean(&steps).round());
             curve.returns.push(round(mean(&returns)));
             start = end;
@@ -210,10 +218,17 @@ impl StoredCurve {
         let points = self.points();
         let (first, last) = (points.first()?, points.last()?);
         if first.0 == last.0 {
-            return Some(self.returns.iter().sum::<f64>() / self.returns.len() as f64);
+            return Some(mean(&self.returns));
         }
         let area: f64 = points.windows(2).map(|p| (p[1].0 - p[0].0) * (p[0].1 + p[1].1) / 2.0).sum();
         Some(area / (last.0 - first.0))
+    }
+
+    /// Standard error of [`StoredCurve::mean_return`]: what points scatter about their neighbours,
+    /// half of the mean squared difference (von Neumann 1941), is noise, whatever the trend.
+    pub fn std_error(&self) -> f64 {
+        let squares: Vec<f64> = self.returns.windows(2).map(|pair| (pair[1] - pair[0]).powi(2)).collect();
+        if squares.is_empty() { 0.0 } else { (mean(&squares) / 2.0 / self.returns.len() as f64).sqrt() }
     }
 }
 
@@ -303,6 +318,9 @@ mod tests {
     fn the_area_is_a_trapezoid_s() {
         let curve = StoredCurve::new(&[(0.0, 0.0), (10.0, 10.0), (20.0, 10.0)]);
         assert_eq!(curve.mean_return(), Some(7.5));
+        // Differences 10 and 0 of three points: √(50 / 2 / 3).
+        assert!((curve.std_error() - (25.0_f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(StoredCurve::default().std_error(), 0.0);
     }
 
     #[test]
