@@ -18,6 +18,16 @@
 //!    assumes nothing about the distribution, and scores of deep reinforcement learning are seldom
 //!    normal: one seed in five that fails is common.
 //!
+//! The other metrics (losses, entropy, …) have no better and worse, but tell that an algorithm is no
+//! longer the same where its score cannot. They are compared by the same criteria, apart from the
+//! scores so that these lose nothing to the correction.
+//!
+//! Some mistakes are smaller than that: with an entropy bonus of the wrong sign PPO solves CartPole as
+//! fast, and its entropy hardly changes. But a seed decides a run to the last bit on one kind of
+//! processor, so where both folders have a seed, a single differing number tells that something
+//! was changed. Both kinds are reported as *changed* and fail with `--strict`, for work that is meant
+//! to leave all results as they are.
+//!
 //! Among fifty comparisons, three seeds find a difference of seven standard deviations of the seeds
 //! every other time, five seeds one of three, ten seeds one of two. Two seeds find an agent that
 //! does not learn, but they, and to a lesser degree three, also raise the alarm where an algorithm
@@ -49,21 +59,33 @@ pub struct CompareArgs {
     old: PathBuf,
     /// Folder of the newer results
     new: PathBuf,
+    /// Fail as well where the same seed gives another run, or a loss or the like has changed
+    #[arg(long)]
+    strict: bool,
 }
 
 /// Compares two folders of results and prints a line for each comparison.
 ///
 /// # Errors
-/// A folder without results, or two without anything in common; any result that became worse.
+/// A folder without results, or two without anything in common; any result that became worse, and
+/// with `--strict` any that changed.
 pub fn compare(args: CompareArgs) -> Result<()> {
     let (old, new) = (group(read_all(&args.old)?), group(read_all(&args.new)?));
     let mut samples = Vec::new();
     let mut notes = Vec::new();
+    let mut changed = Vec::new();
     for (key, old) in &old {
         match new.get(key) {
             None => notes.push(format!("{}: only in {}", show(key), args.old.display())),
             Some(new) => match pair(key, old, new)? {
-                Ok(pairs) => samples.extend(pairs),
+                Ok(pairs) => {
+                    samples.extend(pairs);
+                    let (different, both) = retrained(old, new);
+                    if different > 0 {
+                        let name = show(key);
+                        changed.push(format!("{name}, {different} of {both} seeds give another run"));
+                    }
+                }
                 Err(why) => notes.push(format!("{}: not compared: {why}", show(key))),
             },
         }
@@ -74,24 +96,41 @@ pub fn compare(args: CompareArgs) -> Result<()> {
     for note in &notes {
         println!("{note}");
     }
+    for line in &changed {
+        println!("{line}: CHANGED");
+    }
     if samples.is_empty() {
         let (old, new) = (args.old.display(), args.new.display());
         return invalid(format!("{old} and {new}: no job has two seeds in both"));
     }
-    let comparisons = judge(&samples);
-    for (sample, comparison) in samples.iter().zip(&comparisons) {
-        println!("{}: {comparison}", sample.name);
+    let (diagnostics, scores): (Vec<Sample>, Vec<Sample>) =
+        samples.into_iter().partition(|sample| sample.is_diagnostic);
+    let mut found: BTreeMap<Verdict, Vec<&str>> = BTreeMap::new();
+    for samples in [&scores, &diagnostics] {
+        for (sample, comparison) in samples.iter().zip(judge(samples)) {
+            // There are many diagnostics; those that are as they were are not worth a line.
+            if !sample.is_diagnostic || comparison.verdict != Verdict::Same {
+                println!("{}: {comparison}", sample.name);
+            }
+            found.entry(comparison.verdict).or_default().push(&sample.name);
+        }
     }
-    let worse: Vec<&str> = samples
-        .iter()
-        .zip(&comparisons)
-        .filter(|(_, comparison)| comparison.verdict == Verdict::Worse)
-        .map(|(sample, _)| sample.name.as_str())
-        .collect();
-    let better = comparisons.iter().filter(|comparison| comparison.verdict == Verdict::Better).count();
-    println!("{} comparisons: {} worse, {better} better", samples.len(), worse.len());
+    let names = |verdict| found.get(&verdict).map_or(&[][..], Vec::as_slice);
+    let (worse, moved) = (names(Verdict::Worse), names(Verdict::Changed));
+    println!(
+        "{} scores: {} worse, {} better; {} diagnostics: {} changed",
+        scores.len(),
+        worse.len(),
+        names(Verdict::Better).len(),
+        diagnostics.len(),
+        moved.len()
+    );
+    changed.extend(moved.iter().map(|name| name.to_string()));
     if !worse.is_empty() {
         bail!("worse: {}", worse.join("; "));
+    }
+    if args.strict && !changed.is_empty() {
+        bail!("changed: {}", changed.join("; "));
     }
     Ok(())
 }
@@ -111,6 +150,21 @@ fn group(results: Vec<RunResult>) -> BTreeMap<Key, Vec<RunResult>> {
     groups
 }
 
+/// How many of the seeds that both have trained differently, and how many both have. Processors of
+/// different kinds add in different orders; their runs are left out.
+fn retrained(old: &[RunResult], new: &[RunResult]) -> (usize, usize) {
+    let (mut different, mut both) = (0, 0);
+    for (old, new) in old.iter().flat_map(|old| new.iter().map(move |new| (old, new))) {
+        if (old.seed, &old.cpu) == (new.seed, &new.cpu) {
+            both += 1;
+            let same = (&old.values, &old.diagnostics, &old.curve, &old.eval)
+                == (&new.values, &new.diagnostics, &new.curve, &new.eval);
+            different += usize::from(!same);
+        }
+    }
+    (different, both)
+}
+
 /// The values of the seeds of one measure in both results.
 #[derive(Debug, Clone, PartialEq)]
 struct Sample {
@@ -124,6 +178,8 @@ struct Sample {
     least: f64,
     /// Standard deviation of a single score that is there however close the seeds are, old and new.
     noise: [f64; 2],
+    /// No score: neither more nor less is better.
+    is_diagnostic: bool,
 }
 
 /// Root of the mean square of the standard errors of several seeds.
@@ -131,7 +187,7 @@ fn root_mean_square(errors: impl Iterator<Item = f64>) -> f64 {
     mean(&errors.map(|error| error * error).collect::<Vec<_>>()).sqrt()
 }
 
-/// The comparisons of one job, or why there are none.
+/// The samples of one job, or why there are none.
 fn pair(key: &Key, old: &[RunResult], new: &[RunResult]) -> Result<Result<Vec<Sample>, String>> {
     let settings = &old[0].config_digest;
     if old.iter().chain(new).any(|result| &result.config_digest != settings) {
@@ -171,6 +227,7 @@ fn pair(key: &Key, old: &[RunResult], new: &[RunResult]) -> Result<Result<Vec<Sa
             new_scores: scores(&new),
             least: if tolerance > 0.0 { tolerance } else { LEAST_EFFECT * scale },
             noise,
+            is_diagnostic: false,
             old,
             new,
         });
@@ -188,6 +245,23 @@ fn pair(key: &Key, old: &[RunResult], new: &[RunResult]) -> Result<Result<Vec<Sa
             new_scores: new.clone(),
             least,
             noise,
+            is_diagnostic: false,
+            old,
+            new,
+        });
+    }
+    for tag in old[0].diagnostics.keys() {
+        let of = |results: &[RunResult]| -> Option<Vec<f64>> {
+            results.iter().map(|result| result.diagnostics.get(tag).copied()).collect()
+        };
+        let (Some(old), Some(new)) = (of(old), of(new)) else { continue };
+        samples.push(Sample {
+            name: format!("{}, {tag}", show(key)),
+            old_scores: old.clone(),
+            new_scores: new.clone(),
+            least: LEAST_EFFECT * scale(&old, &new, None),
+            noise: [0.0; 2],
+            is_diagnostic: true,
             old,
             new,
         });
@@ -208,10 +282,11 @@ fn scale(old: &[f64], new: &[f64], range: Option<f64>) -> f64 {
     range.map_or(size, |range| range.min(size))
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Verdict {
     Worse,
     Better,
+    Changed,
     Same,
 }
 
@@ -229,6 +304,7 @@ impl fmt::Display for Comparison {
         let verdict = match self.verdict {
             Verdict::Worse => "WORSE",
             Verdict::Better => "better",
+            Verdict::Changed => "CHANGED",
             Verdict::Same => "no difference beyond noise",
         };
         write!(f, "{} (p = {:.2}): {verdict}", self.text, self.p)
@@ -251,6 +327,7 @@ fn judge(samples: &[Sample]) -> Vec<Comparison> {
         let counts = change.abs() >= sample.least && p <= ALPHA && separated();
         let verdict = match (counts, change < 0.0) {
             (false, _) => Verdict::Same,
+            (true, _) if sample.is_diagnostic => Verdict::Changed,
             (true, true) => Verdict::Worse,
             (true, false) => Verdict::Better,
         };
@@ -270,6 +347,7 @@ mod tests {
         Sample {
             name: String::new(),
             noise: [0.0; 2],
+            is_diagnostic: false,
             least: LEAST_EFFECT * scale(old, new, Some(range)),
             old: old.to_vec(),
             new: new.to_vec(),

@@ -7,9 +7,10 @@ use anyhow::{Context, Result};
 use common::cli::Evaluation;
 use common::envs::invalid;
 use common::run::write_atomically;
-use regression::learning::{mean_of_last, read_metrics};
+use regression::learning::{Row, mean_of_last, read_metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,9 @@ pub struct RunResult {
     pub eval: Evaluation,
     /// The entry's measures, in its order.
     pub values: Vec<Value>,
+    /// The mean of each other metric over the second half of its rows. They show what a score does
+    /// not: an entropy bonus of the wrong sign still solves CartPole.
+    pub diagnostics: BTreeMap<String, f64>,
     pub curve: StoredCurve,
 }
 
@@ -112,6 +116,7 @@ impl RunResult {
             sps: round(summary.sps),
             eval: summary.eval,
             values,
+            diagnostics: diagnostics(&rows),
             curve: StoredCurve::new(&episodes),
         })
     }
@@ -144,6 +149,19 @@ impl RunResult {
         bytes.push(b'\n');
         write_atomically(path, &bytes)
     }
+}
+
+/// [`RunResult::diagnostics`].
+fn diagnostics(rows: &[Row]) -> BTreeMap<String, f64> {
+    let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for row in rows {
+        let score = row.tag.starts_with("eval/") || row.tag.starts_with("charts/episodic_");
+        // The clock says nothing about the algorithm.
+        if !score && row.tag != "charts/SPS" {
+            values.entry(&row.tag).or_default().push(row.value);
+        }
+    }
+    values.iter().map(|(tag, values)| (tag.to_string(), round(mean(&values[values.len() / 2..])))).collect()
 }
 
 /// Where the result of a run is kept.
@@ -321,6 +339,17 @@ mod tests {
         // Differences 10 and 0 of three points: √(50 / 2 / 3).
         assert!((curve.std_error() - (25.0_f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(StoredCurve::default().std_error(), 0.0);
+    }
+
+    #[test]
+    fn diagnostics_are_means_of_the_second_half() {
+        let rows: Vec<Row> = [("losses/entropy", 9.0), ("charts/SPS", 5.0), ("losses/entropy", 1.0)]
+            .into_iter()
+            .chain([("charts/episodic_return", 5.0), ("losses/entropy", 2.0), ("losses/alpha", 7.0)])
+            .map(|(tag, value)| Row { step: 1.0, tag: tag.into(), value })
+            .collect();
+        let expected = BTreeMap::from([("losses/alpha".into(), 7.0), ("losses/entropy".into(), 1.5)]);
+        assert_eq!(diagnostics(&rows), expected);
     }
 
     #[test]
