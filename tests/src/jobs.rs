@@ -126,21 +126,24 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
     match tier {
         Tier::Test => {
             for gate in gates()? {
-                let label = match gate.direction {
-                    Direction::Max => "required: at least",
-                    Direction::Min => "required: at most",
-                    Direction::Equal => "required:",
+                let (wanted, value) = (gate.direction, gate.threshold);
+                let label = match wanted {
+                    Direction::Max => format!("at least {value}"),
+                    Direction::Min => format!("at most {value}"),
+                    Direction::Equal => value.to_string(),
                 };
+                // The curve beside which it stands is of the training return.
+                let of = if gate.metric.starts_with("eval/") { " of the evaluation" } else { "" };
                 let measure = Measure {
                     metric: gate.metric,
                     last: gate.last,
-                    direction: gate.direction,
+                    direction: wanted,
                     tolerance: gate.tolerance,
                     reference: Some(Reference {
-                        value: gate.threshold,
+                        value,
                         std: None,
                         steps: None,
-                        label: format!("{label} {}", gate.threshold),
+                        label: format!("required{of}: {label}"),
                         source: gate.source,
                         note: String::new(),
                     }),
