@@ -214,6 +214,27 @@ fn an_interrupted_run_goes_on_where_it_was() {
 }
 
 #[test]
+fn without_mujoco_its_tasks_are_skipped_unless_they_are_required() {
+    let place = Place::new();
+    fs::copy(place.path("bin/ppo"), place.path("bin/ppo_continuous")).unwrap();
+    let run = |required: &str| {
+        let mut command = place.command("results", &["ppo_continuous", "--seeds", "1"]);
+        command.env_remove("MUJOCO_LIB").env_remove("MUJOCO_MODELS");
+        command.env("PLAINRL_PYTHON", "/none").env("REQUIRE_MUJOCO", required);
+        command.output().unwrap()
+    };
+    let output = run("0");
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stderr.contains("skipped: ppo_continuous on InvertedPendulum-v5, seed 1: "), "{stderr}");
+    assert!(stderr.contains("2 done now, 0 failed, 1 skipped"), "{stderr}");
+    assert_eq!(place.log().len(), 2);
+    // Required, it is run, and fails if it cannot do without.
+    assert_eq!(run("1").status.code(), Some(0));
+    assert_eq!(place.log().len(), 1);
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let place = Place::new();
     let output = place.command("results", &["--dry-run"]).output().unwrap();
