@@ -43,7 +43,7 @@ pub fn welch(a: &[f64], b: &[f64], noise: [f64; 2]) -> f64 {
 fn student(t: f64, freedom: f64) -> f64 {
     let integral = |end: f64| {
         // Simpson's rule in u = √φ, in which sin^(ν−1) φ dφ is smooth at 0 for every ν ≥ 1.
-        const INTERVALS: u32 = 2000;
+        const INTERVALS: u32 = 200;
         let width = end.sqrt() / f64::from(INTERVALS);
         let f = |i: u32| {
             let u = width * f64::from(i);
