@@ -45,7 +45,8 @@ pub struct RunArgs {
     /// Film an episode of the trained agent into agent.gif
     #[arg(long)]
     pub capture_video: bool,
-    /// Environment steps between checkpoints; 0 writes one only when the run is interrupted
+    /// Environment steps between checkpoints, the first one before training; 0 writes one only when
+    /// the run is interrupted
     #[arg(long, default_value_t = 0)]
     pub checkpoint_every: usize,
     /// Go on from the checkpoint in this run directory, with its configuration
@@ -110,7 +111,8 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         eprintln!("{interrupted}");
         return 130;
     }
-    eprintln!("error: {}", one_line(&format!("{error:#}")));
+    let whence = crate::run::last_words().map_or(String::new(), |words| format!("; {words}"));
+    eprintln!("error: {}{whence}", one_line(&format!("{error:#}")));
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
