@@ -298,7 +298,8 @@ impl Run {
                 format!("interrupted at step {step}; continue with --resume {}", self.dir.display())
             }
             Err(error) => {
-                format!("interrupted at step {step}; nothing could be saved: {error:#}; {}", self.whence())
+                let earlier = self.last_checkpoint.map_or(String::new(), |_| format!("; {}", self.whence()));
+                format!("interrupted at step {step}; nothing could be saved: {error:#}{earlier}")
             }
         })
     }
@@ -794,8 +795,10 @@ mod tests {
         run.global_step = 7;
         let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
         let why = "nothing could be saved: saving state: it is sealed";
-        let none = "there is no checkpoint (--checkpoint-every writes them)";
-        assert_eq!(end, format!("interrupted at step 7; {why}; {none}"));
+        assert_eq!(end, format!("interrupted at step 7; {why}"));
+        run.last_checkpoint = Some(5);
+        let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
+        assert_eq!(end, format!("interrupted at step 7; {why}; continue from step 5 with --resume {shown}"));
         assert!(!checkpoint::path(dir.path()).exists());
 
         let end = run.end_interrupted(&[("state", &mut 5_u8)]).to_string();

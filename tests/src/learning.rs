@@ -304,9 +304,20 @@ pub fn refuses(binary: &str, args: &[&str], mentions: &[&str]) {
     assert!(!run_dir.exists(), "{what}");
 }
 
-/// Checks that the same seed gives the same run: two short runs with `args` agree in every result.
+/// Checks that `config.toml` says all that decides a run: a short run with `args`, and one that
+/// reads its `config.toml` instead, agree in every result.
 pub fn is_deterministic(binary: &str, args: &[&str]) {
-    give_the_same_run(binary, args, &[&[], &[]]);
+    let dir = scratch();
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    let config = |run_dir: &Path| run_dir.join("config.toml");
+    let [first_text, second_text] = [&first, &second].map(|run_dir| run_dir.to_string_lossy());
+    let results = finish(binary, &[args, &["--run-dir", &*first_text]].concat(), &first);
+    let config_text = config(&first).to_string_lossy().into_owned();
+    let flags = ["--config", &*config_text, "--run-dir", &*second_text];
+    finish(binary, &flags, &second).assert_equal(&results, "run again from its config.toml");
+    let [first, second] = [first, second].map(|run_dir| std::fs::read_to_string(config(&run_dir)).ok());
+    assert!(first.is_some());
+    assert_eq!(first, second, "config.toml of a run with it as --config");
 }
 
 /// Checks that runs with `args` and each of `variants` agree: they end with byte-identical models,
