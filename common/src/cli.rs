@@ -1,6 +1,7 @@
 //! The command line: every hyper-parameter is a documented field, `--config FILE.toml` gives any
 //! of them from a file, and bad input ends with one line and exit code 2.
 
+use crate::nn::with_threads;
 use anyhow::Context;
 use clap::{Arg, ArgAction, Args, Command, Parser, error::ErrorKind};
 use envs::{InvalidInput, Result, invalid};
@@ -88,13 +89,10 @@ impl RunArgs {
 
 /// Parses the command line, runs `train`, and turns an error into one line on standard error:
 /// exit code 2 for input that cannot be accepted, 1 for everything else.
-pub fn main<A: Parser>(train: fn(A) -> Result<()>) -> ExitCode {
-    keep_freed_memory();
-    let run = |(args, threads)| {
-        limit_threads(threads);
-        train(args)
-    };
-    match parse::<A>(std::env::args_os()).and_then(run) {
+pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
+    limit_thread_pools();
+    let run = |(args, threads)| with_threads(threads, || train(args))?;
+    match parse(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(report(&error)),
     }
@@ -116,35 +114,14 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
-/// Keeps candle's thread pools to `threads`. Element-wise operations run on all cores otherwise, and
-/// on small networks their workers mostly spin: several times the work for the same result.
-fn limit_threads(threads: usize) {
+/// Keeps candle's own thread pools to one thread. Element-wise operations run on all cores otherwise,
+/// and on small networks their workers mostly spin: several times the work for the same result.
+/// `--threads` is for what an algorithm runs side by side, such as two critics.
+fn limit_thread_pools() {
     // Candle reads these when it first needs a pool.
     for variable in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
         // SAFETY: only `main` calls this, before it has started another thread.
-        unsafe { std::env::set_var(variable, threads.to_string()) };
-    }
-}
-
-/// Lets the allocator keep what tensors free for the tensors of the next step. By default glibc
-/// returns blocks of this size to the kernel and asks for them again, and the page faults take a
-/// fifth of the time of a training step on images.
-fn keep_freed_memory() {
-    #[cfg(all(target_os = "linux", target_env = "gnu"))]
-    {
-        use std::ffi::c_int;
-        unsafe extern "C" {
-            fn mallopt(parameter: c_int, value: c_int) -> c_int;
-        }
-        // malloc.h's numbers: blocks below 32 MiB (the most that is allowed) come from the heap,
-        // and the heap shrinks only when its last GiB is free.
-        const M_TRIM_THRESHOLD: c_int = -1;
-        const M_MMAP_THRESHOLD: c_int = -3;
-        // SAFETY: mallopt takes two integers and may be called at any time.
-        unsafe {
-            mallopt(M_MMAP_THRESHOLD, 32 << 20);
-            mallopt(M_TRIM_THRESHOLD, 1 << 30);
-        }
+        unsafe { std::env::set_var(variable, "1") };
     }
 }
 

@@ -230,9 +230,9 @@ fn td_targets(batch: &Batch, next_q_values: &[f32], gamma: f32) -> Vec<f32> {
 /// throw the network far.
 fn td_loss(q_values: &Tensor, targets: &Tensor) -> Result<Tensor> {
     let error = (targets - q_values)?.abs()?;
-    let inside = error.clamp(0.0, 1.0)?;
-    // ½ min(|δ|, 1)² + (|δ| − min(|δ|, 1))
-    Ok(((inside.sqr()? * 0.5)? + (error - inside)?)?.mean_all()?)
+    let inside = error.minimum(1.0)?;
+    // With m = min(|δ|, 1), ℓ(δ) = m (|δ| − ½ m): its gradient is 0 at δ = 0, where |δ| has none.
+    Ok((&inside * (&error - (&inside * 0.5)?)?)?.mean_all()?)
 }
 
 /// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps.

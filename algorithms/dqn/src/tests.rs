@@ -39,6 +39,21 @@ fn a_step_on_the_loss_moves_q_towards_the_target() {
     assert!(value() > before && value() < before + 1.5, "{before} → {}", value());
 }
 
+/// ℓ(δ) = ½ δ² up to |δ| = 1 and |δ| − ½ beyond, so that the gradient is the error, clipped.
+#[test]
+fn the_loss_is_quadratic_near_zero_and_linear_beyond() {
+    let errors = [-3.0_f32, -0.5, 0.0, 0.25, 2.0];
+    let q_values = candle_core::Var::zeros(errors.len(), DType::F32, &Device::Cpu).unwrap();
+    let loss = td_loss(&q_values, &Tensor::new(&errors, &Device::Cpu).unwrap()).unwrap();
+    let expected = (2.5 + 0.125 + 0.0 + 0.03125 + 1.5) / 5.0;
+    assert!((loss.to_scalar::<f32>().unwrap() - expected).abs() < 1e-6);
+    let gradients = loss.backward().unwrap();
+    let gradient = gradients.get(&q_values).unwrap().to_vec1::<f32>().unwrap();
+    for (error, gradient) in errors.iter().zip(gradient) {
+        assert!((gradient + error.clamp(-1.0, 1.0) / 5.0).abs() < 1e-6, "{error}: {gradient}");
+    }
+}
+
 #[test]
 fn the_buffer_overwrites_its_oldest_steps() {
     let mut buffer = ReplayBuffer::new(3, 1);
