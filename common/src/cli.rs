@@ -98,7 +98,7 @@ pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints `error` as one line on standard error; returns the exit code that it ends the program
+/// Prints `error` as one line on standard error, with what the run that it ended has to add; returns the exit code that it ends the program
 /// with.
 pub(crate) fn report(error: &anyhow::Error) -> u8 {
     // Help and version are "errors" of clap's that belong on standard output.
@@ -110,7 +110,10 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         return 130;
     }
     let whence = crate::run::last_words().map_or(String::new(), |words| format!("; {words}"));
-    eprintln!("error: {}{whence}", one_line(&format!("{error:#}")));
+    let text = format!("{error:#}");
+    // With RUST_BACKTRACE=1 candle's errors end with a backtrace, which stays on its own lines.
+    let message = text.find("\n   0: ").map_or(text.as_str(), |at| &text[..at]);
+    eprintln!("error: {}{whence}{}", one_line(message), &text[message.len()..]);
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
