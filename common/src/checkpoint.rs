@@ -8,6 +8,7 @@ use crate::run::write_atomically;
 use anyhow::Context;
 use envs::{InvalidInput, Result};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const FORMAT: &str = "1";
@@ -17,11 +18,11 @@ pub fn path(dir: &Path) -> PathBuf {
     dir.join("checkpoint.safetensors")
 }
 
-/// Writes `items` as the checkpoint of a run of `algorithm` on `env_id`.
+/// Writes `items` to `path` as the checkpoint of a run of `algorithm` on `env_id`.
 ///
 /// # Errors
 /// A disk that is full or cannot be written; the previous checkpoint is then untouched.
-pub fn write(dir: &Path, algorithm: &str, env_id: &str, items: &[(String, Vec<u8>)]) -> Result<()> {
+pub fn write(path: &Path, algorithm: &str, env_id: &str, items: &[(String, Vec<u8>)]) -> Result<()> {
     let mut views = Vec::with_capacity(items.len());
     for (name, bytes) in items {
         views.push((name.as_str(), TensorView::new(Dtype::U8, vec![bytes.len()], bytes)?));
@@ -34,7 +35,7 @@ pub fn write(dir: &Path, algorithm: &str, env_id: &str, items: &[(String, Vec<u8
         ("env_id", env_id),
         ("crc32c", &crc32c),
     ]);
-    write_atomically(&path(dir), &safetensors::serialize(views, Some(metadata))?)
+    write_atomically(path, &safetensors::serialize(views, Some(metadata))?)
 }
 
 /// CRC-32C over names and contents in the order of names.
@@ -52,7 +53,10 @@ fn refuse(dir: &Path, why: impl std::fmt::Display) -> anyhow::Error {
 }
 
 fn read(dir: &Path) -> Result<Vec<u8>> {
-    std::fs::read(path(dir)).map_err(|error| refuse(dir, error))
+    std::fs::read(path(dir)).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => refuse(dir, "there is none; the run ended before its first checkpoint"),
+        _ => refuse(dir, error),
+    })
 }
 
 /// Checks that the checkpoint in `dir` is whole and of this algorithm and environment.

@@ -46,7 +46,8 @@ pub struct RunArgs {
     /// Film an episode of the trained agent into agent.gif
     #[arg(long)]
     pub capture_video: bool,
-    /// Environment steps between checkpoints; 0 writes one only when the run is interrupted
+    /// Environment steps between checkpoints, the first one before training; 0 writes one only when
+    /// the run is interrupted
     #[arg(long, default_value_t = 0)]
     pub checkpoint_every: usize,
     /// Go on from the checkpoint in this run directory, with its configuration
@@ -97,7 +98,7 @@ pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
     }
 }
 
-/// Prints `error` as one line on standard error; returns the exit code that it ends the program
+/// Prints `error` as one line on standard error, with what the run that it ended has to add; returns the exit code that it ends the program
 /// with.
 pub(crate) fn report(error: &anyhow::Error) -> u8 {
     // Help and version are "errors" of clap's that belong on standard output.
@@ -108,7 +109,11 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         eprintln!("{interrupted}");
         return 130;
     }
-    eprintln!("error: {}", one_line(&format!("{error:#}")));
+    let whence = crate::run::last_words().map_or(String::new(), |words| format!("; {words}"));
+    let text = format!("{error:#}");
+    // With RUST_BACKTRACE=1 candle's errors end with a backtrace, which stays on its own lines.
+    let message = text.find("\n   0: ").map_or(text.as_str(), |at| &text[..at]);
+    eprintln!("error: {}{whence}{}", one_line(message), &text[message.len()..]);
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 

@@ -91,7 +91,7 @@ impl GifWriter {
         if self.bytes.0.borrow().is_empty() {
             return envs::invalid(format!("{}: an animation needs at least one frame", self.path.display()));
         }
-        crate::plot::replace_file(&self.path, &self.bytes.0.borrow())
+        crate::run::write_atomically(&self.path, &self.bytes.0.borrow())
     }
 }
 

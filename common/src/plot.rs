@@ -4,6 +4,7 @@
 //! [`learning_curves`] draws curves side by side. The font is part of the program, so that
 //! pictures come out the same on every machine and nothing needs to be installed.
 
+use crate::run::write_atomically;
 use anyhow::{Context, Result, bail};
 use envs::canvas::palette;
 use image::{
@@ -24,7 +25,7 @@ use plotters::{
     },
 };
 use rand::RngExt;
-use std::{io::Write, ops::Range, path::Path, sync::LazyLock, vec::IntoIter};
+use std::{ops::Range, path::Path, sync::LazyLock, vec::IntoIter};
 
 /// Returns over training of one algorithm on one environment. The four series have equal lengths.
 #[derive(Debug, Clone, PartialEq)]
@@ -271,7 +272,7 @@ pub fn learning_curves(
     render(title, y_label, curves, reference)
         .and_then(|picture| Ok(picture.write_with_encoder(encoder)?))
         .with_context(|| format!("{}: cannot draw the plot", path.display()))?;
-    replace_file(path, &png)
+    write_atomically(path, &png)
 }
 
 /// The picture that [`learning_curves`] writes.
@@ -621,23 +622,6 @@ impl ValueFormatter<f64> for Axis {
 fn bounds(mut values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
     let first = values.next()?;
     Some(values.fold((first, first), |(low, high), value| (low.min(value), high.max(value))))
-}
-
-/// Writes a file so that a reader, or a run killed meanwhile, finds the old one or the new one
-/// but never a part: into a temporary file beside it, which then takes its name.
-pub(crate) fn replace_file(path: &Path, bytes: &[u8]) -> Result<()> {
-    let write = || -> std::io::Result<()> {
-        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let mut builder = tempfile::Builder::new();
-        // Readable for others as far as the user's umask allows: temporary files are private.
-        #[cfg(unix)]
-        builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-        let mut file = builder.tempfile_in(dir)?;
-        file.write_all(bytes)?;
-        file.persist(path)?;
-        Ok(())
-    };
-    write().with_context(|| format!("{}: cannot be written", path.display()))
 }
 
 #[cfg(test)]

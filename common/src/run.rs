@@ -9,14 +9,26 @@
 //! model.safetensors     the trained parameters
 //! agent.gif             an episode of the trained agent, with --capture-video
 //! checkpoint.safetensors  everything that --resume needs
+//! diverged.safetensors  the state in which a number logged was not finite
 //! ```
+//!
+//! A run that diverges, or fails in any other way, ends with one line that says what happened, at
+//! which step, and from which checkpoint it can go on:
+//!
+//! - a number given to [`Run::log`] that is not finite ends the run at its next
+//!   [`Run::checkpoint`], which first writes the state to `diverged.safetensors`. The last
+//!   `checkpoint.safetensors` stays as it is;
+//! - a gradient, an action, an observation or a reward that is not finite is refused where it
+//!   appears, by `Adam` and `VecEnv`, whose error ends the run at once. `Adam` has by then changed
+//!   no parameter, but nobody has the whole state at hand: what is left is the last checkpoint, so
+//!   long runs want `--checkpoint-every`.
 
 use crate::cli::{self, Evaluation, RunArgs};
 use crate::model::{self, Model};
 use crate::plot::{Curve, learning_curves};
 use crate::tensorboard::EventWriter;
 use crate::{checkpoint, gif};
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use envs::mpe::ParallelVecEnv;
 use envs::persist::Persist;
 use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid};
@@ -27,6 +39,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, IsTerminal, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
@@ -39,7 +52,16 @@ pub const MAX_EVALUATION_STEPS: u32 = 27_000;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// The program was interrupted by Ctrl-C and saved its state; exit code 130. Holds the line to print.
+/// What a run that was dropped before its end adds to the error that ended it.
+static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
+
+/// At which step a run failed and where its last checkpoint is, if one did.
+pub(crate) fn last_words() -> Option<String> {
+    LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner).take()
+}
+
+/// The program was interrupted by Ctrl-C; exit code 130. Holds the line to print, which says where
+/// its state was saved, if it could be.
 #[derive(Debug)]
 pub struct Interrupted(pub String);
 
@@ -74,9 +96,11 @@ pub struct Run {
     history: History,
     started: Instant,
     console: Console,
-    last_checkpoint: usize,
+    last_checkpoint: Option<usize>, // its global step
     resuming: bool,
     global_step: usize,
+    diverged: Option<String>, // the first number logged that was not finite
+    finished: bool,
 }
 
 impl Run {
@@ -102,18 +126,25 @@ impl Run {
         let shown = dir.display().to_string();
         if !evaluating {
             // Fails early, with the flag's name, where the directory cannot be written.
+            let probe = dir.join(".writable");
             std::fs::create_dir_all(&dir)
-                .and_then(|()| tempfile::NamedTempFile::new_in(&dir).map(drop))
+                .and_then(|()| File::create(&probe))
+                .and_then(|_| std::fs::remove_file(&probe))
                 .or_else(|error| invalid(format!("--run-dir {shown}: cannot be written: {error}")))?;
         }
         if !resuming && !evaluating && dir.join("metrics.csv").exists() {
-            return invalid(format!(
-                "--run-dir {shown}: holds a run already; continue it with --resume {shown}"
-            ));
+            let advice = match checkpoint::path(&dir).exists() {
+                true => format!("continue it with --resume {shown}"),
+                false => "it has no checkpoint to continue from, so remove it or name another".to_string(),
+            };
+            return invalid(format!("--run-dir {shown}: holds a run already; {advice}"));
         }
 
-        let interrupt = ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed));
-        interrupt.context("installing the Ctrl-C handler")?;
+        match ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)) {
+            // An earlier run of this process has installed it.
+            Ok(()) | Err(ctrlc::Error::MultipleHandlers) => {}
+            Err(error) => return Err(error).context("installing the Ctrl-C handler"),
+        }
 
         let (metrics_path, mut history) = (dir.join("metrics.csv"), History::default());
         let (metrics, events, events_path);
@@ -123,7 +154,13 @@ impl Run {
             checkpoint::describe(&dir, algorithm, &run_args.env_id)?;
             history.load(&checkpoint::read_item(&dir, "run")?).context("the checkpoint's history")?;
             let mut file = OpenOptions::new().write(true).open(&metrics_path).context("metrics.csv")?;
-            file.set_len(history.metrics_len)?;
+            let (present, needed) = (file.metadata()?.len(), history.metrics_len);
+            if present < needed {
+                return invalid(format!(
+                    "--resume {shown}: metrics.csv has {present} bytes, resuming needs its first {needed}"
+                ));
+            }
+            file.set_len(needed)?;
             file.seek(SeekFrom::End(0))?;
             metrics = file;
             events_path = find_events(&dir)?;
@@ -147,9 +184,11 @@ impl Run {
             events_path,
             history,
             started: Instant::now(),
-            last_checkpoint: 0,
+            last_checkpoint: None,
             resuming,
             global_step: 0,
+            diverged: None,
+            finished: false,
         };
         if !resuming && !evaluating {
             writeln!(this.metrics, "global_step,wall_seconds,tag,value")?;
@@ -172,11 +211,15 @@ impl Run {
     /// iteration of the training loop with every such thing:
     ///
     /// - the first call of a resumed run loads them from the checkpoint;
-    /// - later calls save them when `--checkpoint-every` steps have passed, and after Ctrl-C, which
-    ///   then ends the run.
+    /// - with `--checkpoint-every`, the first call of a new run saves them, so that what cannot be
+    ///   saved is refused before anything is learned, and later calls do when that many steps have
+    ///   passed;
+    /// - after Ctrl-C it saves them and ends the run;
+    /// - after a number that was not finite it saves them as `diverged.safetensors` and ends the run.
     ///
     /// # Errors
-    /// A checkpoint that is corrupt, foreign or of another version; a full disk.
+    /// A checkpoint that is corrupt, foreign or of another version; something that cannot be saved;
+    /// a full disk; and the two ends above.
     pub fn checkpoint(
         &mut self,
         global_step: &mut usize,
@@ -191,44 +234,120 @@ impl Run {
                 })?;
             }
             global_step.load(&checkpoint::read_item(&self.dir, "global_step")?)?;
-            self.last_checkpoint = *global_step;
+            self.last_checkpoint = Some(*global_step);
             self.console.say(&format!("resumed at step {global_step}"));
         }
         self.global_step = *global_step;
+        if let Some(what) = self.diverged.take() {
+            let path = self.diverged_path();
+            let saved = self.save(&path, items);
+            return Err(self.diverged_error(&what, saved));
+        }
+        if INTERRUPTED.load(Ordering::Relaxed) {
+            return Err(self.end_interrupted(items).into());
+        }
         let every = self.args.checkpoint_every;
-        let interrupted = INTERRUPTED.load(Ordering::Relaxed);
-        let due = every > 0 && *global_step >= self.last_checkpoint + every;
-        if !(due || interrupted) || self.eval_only() {
-            if interrupted {
-                return Err(Interrupted("interrupted".into()).into());
-            }
+        let due = every > 0 && self.last_checkpoint.is_none_or(|last| *global_step >= last + every);
+        if !due || self.eval_only() {
             return Ok(());
         }
+        let saved = self.save(&checkpoint::path(&self.dir), items);
+        match (saved, self.last_checkpoint) {
+            (Ok(()), _) => {
+                self.last_checkpoint = Some(*global_step);
+                Ok(())
+            }
+            (Err(error), None) => {
+                self.remove()?;
+                invalid(format!("--checkpoint-every {every}: this run cannot be saved: {error:#}"))
+            }
+            (Err(error), Some(_)) => Err(error.context("writing a checkpoint")),
+        }
+    }
+
+    /// Writes `items` and the history to `path`.
+    fn save(&mut self, path: &Path, items: &[(&str, &mut dyn Persist)]) -> Result<()> {
         self.flush()?;
+        // A checkpoint on the disk needs what it says of the other two files to be there as well.
+        let events = File::open(&self.events_path)?;
+        for file in [self.metrics.get_ref(), &events] {
+            file.sync_data()?;
+        }
         self.history.wall_seconds = self.wall_seconds();
         self.started = Instant::now();
         self.history.metrics_len = self.metrics.get_ref().metadata()?.len();
-        self.history.events_len = std::fs::metadata(&self.events_path)?.len();
-        let mut saved =
-            vec![("run".to_string(), self.history.save()?), ("global_step".to_string(), global_step.save()?)];
-        for (name, item) in items.iter() {
+        self.history.events_len = events.metadata()?.len();
+        let mut saved = vec![
+            ("run".to_string(), self.history.save()?),
+            ("global_step".to_string(), self.global_step.save()?),
+        ];
+        for (name, item) in items {
             saved.push((name.to_string(), item.save().with_context(|| format!("saving {name}"))?));
         }
-        checkpoint::write(&self.dir, self.algorithm, &self.args.env_id, &saved)?;
-        self.last_checkpoint = *global_step;
-        if interrupted {
-            self.console.clear();
-            return Err(Interrupted(format!(
-                "interrupted at step {global_step}; continue with --resume {}",
-                self.dir.display()
-            ))
-            .into());
+        checkpoint::write(path, self.algorithm, &self.args.env_id, &saved)
+    }
+
+    /// Saves `items` after Ctrl-C; what to say at the end.
+    fn end_interrupted(&mut self, items: &[(&str, &mut dyn Persist)]) -> Interrupted {
+        self.console.clear();
+        let step = self.global_step;
+        if self.eval_only() {
+            return Interrupted("interrupted".into());
         }
+        Interrupted(match self.save(&checkpoint::path(&self.dir), items) {
+            Ok(()) => {
+                format!("interrupted at step {step}; continue with --resume {}", self.dir.display())
+            }
+            Err(error) => {
+                let earlier = self.last_checkpoint.map_or(String::new(), |_| format!("; {}", self.whence()));
+                format!("interrupted at step {step}; nothing could be saved: {error:#}{earlier}")
+            }
+        })
+    }
+
+    /// From where this run can go on.
+    fn whence(&self) -> String {
+        match self.last_checkpoint {
+            Some(step) => format!("continue from step {step} with --resume {}", self.dir.display()),
+            None => "there is no checkpoint (--checkpoint-every writes them)".to_string(),
+        }
+    }
+
+    /// What the error that ends the run now is to be completed with.
+    fn words_of_failure(&self) -> Option<String> {
+        if self.finished || self.eval_only() || self.global_step == 0 {
+            return None;
+        }
+        let diverged = self.diverged.as_ref().map_or(String::new(), |what| format!("before that {what}; "));
+        Some(format!("{diverged}the run ended at step {}; {}", self.global_step, self.whence()))
+    }
+
+    fn diverged_path(&self) -> PathBuf {
+        self.dir.join("diverged.safetensors")
+    }
+
+    /// The end of a run that logged a number that is not finite, after its state was `saved`.
+    fn diverged_error(&self, what: &str, saved: Result<()>) -> anyhow::Error {
+        let path = self.diverged_path();
+        match saved {
+            Ok(()) => anyhow!("{what}: the run has diverged; its state is in {}", path.display()),
+            Err(error) => anyhow!("{what}: the run has diverged; its state could not be saved: {error:#}"),
+        }
+    }
+
+    /// Removes a run that was refused before it began.
+    fn remove(&mut self) -> Result<()> {
+        for path in [&self.dir.join("config.toml"), &self.dir.join("metrics.csv"), &self.events_path] {
+            std::fs::remove_file(path)?;
+        }
+        // Not where the directory was there before, with something else in it.
+        let _ = std::fs::remove_dir(&self.dir);
         Ok(())
     }
 
     /// Records the episodes that ended in the last environment step.
     pub fn episodes(&mut self, global_step: usize, episodes: &[Episode]) -> Result<()> {
+        self.global_step = self.global_step.max(global_step);
         for episode in episodes {
             self.log(global_step, "charts/episodic_return", episode.episodic_return)?;
             self.log(global_step, "charts/episodic_length", f64::from(episode.length))?;
@@ -241,24 +360,20 @@ impl Run {
         Ok(())
     }
 
-    /// Records one number and moves the progress bar.
-    ///
-    /// # Errors
-    /// A number that is not finite: the run has diverged, and this says where.
+    /// Records one number and moves the progress bar. A number that is not finite is not recorded:
+    /// it ends the run at the next [`Run::checkpoint`] or, in the last iteration, at the
+    /// [`Run::save_or_load_model`] or evaluation that follows, which can save what there is.
     pub fn log(&mut self, global_step: usize, tag: &str, value: impl Into<f64>) -> Result<()> {
         let value = value.into();
+        self.global_step = self.global_step.max(global_step);
         if !value.is_finite() {
-            self.flush()?;
-            bail!(
-                "{tag} is {value} at step {global_step}: the run has diverged; its results so far are in {}",
-                self.dir.display()
-            );
+            self.diverged.get_or_insert_with(|| format!("{tag} is {value} at step {global_step}"));
+            return Ok(());
         }
         writeln!(self.metrics, "{global_step},{:.3},{tag},{value}", self.wall_seconds())?;
         if let Some(events) = &mut self.events {
             events.scalar(tag, value as f32, global_step as u64)?;
         }
-        self.global_step = self.global_step.max(global_step);
         if self.console.due() {
             self.report()?;
         }
@@ -296,16 +411,41 @@ impl Run {
     /// Writes `model` to `model.safetensors`; with `--eval-only` reads it from there instead.
     ///
     /// # Errors
-    /// A model of another algorithm, environment or shape.
+    /// A model of another algorithm, environment or shape. A run whose last iteration diverged: its
+    /// model goes to `diverged.safetensors`.
     pub fn save_or_load_model(&mut self, model: &mut dyn Model) -> Result<()> {
         let path = self.dir.join("model.safetensors");
         if self.eval_only() {
             return model::load(&path, self.algorithm, &self.args.env_id, model);
         }
+        if let Some(what) = self.diverged.take() {
+            let path = self.diverged_path();
+            let saved = model::save(&path, self.algorithm, &self.args.env_id, model);
+            return Err(self.diverged_error(&what, saved));
+        }
         if self.args.save_model {
             model::save(&path, self.algorithm, &self.args.env_id, model)?;
         }
         Ok(())
+    }
+
+    fn refuse_diverged(&mut self) -> Result<()> {
+        match self.diverged.take() {
+            Some(what) => bail!("{what}: the run has diverged"),
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to go on with an evaluation after Ctrl-C.
+    fn refuse_interrupted(&self) -> Result<()> {
+        if !INTERRUPTED.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let evaluate = match self.dir.join("model.safetensors").exists() {
+            true => format!("; evaluate it with --eval-only {}", self.dir.display()),
+            false => String::new(),
+        };
+        Err(Interrupted(format!("interrupted in the evaluation of the trained agent{evaluate}")).into())
     }
 
     /// Ends the run: plays `--eval-episodes` episodes with `policy`, which maps observations
@@ -329,6 +469,7 @@ impl Run {
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
     {
+        self.refuse_diverged()?;
         let training_seconds = self.wall_seconds();
         self.console.clear();
         let seed = self.args.seed ^ EVALUATION_SEED;
@@ -351,6 +492,7 @@ impl Run {
                     break;
                 }
                 steps += 1;
+                self.refuse_interrupted()?;
                 let actions = policy(envs.observations())?;
                 envs.step(&actions)?;
                 for episode in envs.episodes() {
@@ -369,13 +511,14 @@ impl Run {
     /// `policy` maps observations `[n, observation_dim]` of all agents to their actions. The
     /// return of an episode is the sum over its agents.
     pub fn evaluate_agents<T>(
-        self,
+        mut self,
         make: impl Fn(usize, u64) -> Result<ParallelVecEnv>,
         mut policy: impl FnMut(&[f32]) -> Result<Vec<T>>,
     ) -> Result<Evaluation>
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
     {
+        self.refuse_diverged()?;
         let training_seconds = self.wall_seconds();
         self.console.clear();
         let seed = self.args.seed ^ EVALUATION_SEED;
@@ -389,6 +532,7 @@ impl Run {
                 envs.draw(0, &mut canvas)?;
                 frames.push(canvas.rgb());
             }
+            self.refuse_interrupted()?;
             let actions = policy(envs.observations())?;
             envs.step(&actions)?;
             for episode in envs.episodes() {
@@ -404,6 +548,7 @@ impl Run {
 
     /// Ends the run with evaluation returns that the algorithm measured itself.
     pub fn finish(mut self, returns: &[f64], training_seconds: f64) -> Result<Evaluation> {
+        self.refuse_diverged()?;
         let episodes = returns.len();
         let mean = returns.iter().sum::<f64>() / episodes.max(1) as f64;
         let variance = returns.iter().map(|r| (r - mean).powi(2)).sum::<f64>() / episodes.max(1) as f64;
@@ -411,6 +556,7 @@ impl Run {
         if !self.eval_only() {
             let step = if self.global_step > 0 { self.global_step } else { self.total_timesteps };
             self.log(step, "eval/episodic_return", mean)?;
+            self.refuse_diverged()?;
             let sps = step as f64 / training_seconds.max(1e-9);
             writeln!(self.metrics, "{step},{:.3},charts/SPS,{sps:.0}", self.wall_seconds())?;
             self.flush()?;
@@ -429,6 +575,7 @@ impl Run {
             write_atomically(&self.dir.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
             self.plot()?;
         }
+        self.finished = true;
         self.console.clear();
         println!("eval/episodic_return mean={:.2} std={:.2} episodes={}", eval.mean, eval.std, eval.episodes);
         Ok(eval)
@@ -474,6 +621,16 @@ impl Run {
     }
 }
 
+impl Drop for Run {
+    /// A run dropped before its end is one that an error ends.
+    fn drop(&mut self) {
+        if let Some(words) = self.words_of_failure() {
+            self.console.clear();
+            *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Summary<'a> {
     algorithm: &'a str,
@@ -490,19 +647,19 @@ struct Summary<'a> {
 
 /// Replaces `path` with `bytes` in one step: a reader sees the old file or the new one, whole.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let dir = path.parent().context("a file has a folder")?;
-    let mut file =
-        tempfile::NamedTempFile::new_in(dir).with_context(|| format!("writing {}", path.display()))?;
-    file.write_all(bytes).with_context(|| format!("writing {}", path.display()))?;
-    file.as_file().sync_all()?;
-    // Temporary files are private; results are for everyone who may read the folder.
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        file.as_file().set_permissions(std::fs::Permissions::from_mode(0o644))?;
-    }
-    file.persist(path).with_context(|| format!("writing {}", path.display()))?;
-    Ok(())
+    let name = path.file_name().context("a file has a name")?.to_string_lossy();
+    // Always the same name: what a killed program leaves is replaced by the next one that writes.
+    let partial = path.with_file_name(format!(".{name}.partial"));
+    let write = || {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("{}: cannot be written", path.display())).inspect_err(|_| {
+        // The error to report is the first.
+        let _ = std::fs::remove_file(&partial);
+    })
 }
 
 fn find_events(dir: &Path) -> Result<PathBuf> {
@@ -598,5 +755,83 @@ impl Console {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser, Serialize)]
+    struct Toy {
+        #[command(flatten)]
+        #[serde(flatten)]
+        run: RunArgs,
+    }
+
+    fn start(dir: &Path, every: usize) -> Run {
+        let (dir, every) = (format!("--run-dir={}", dir.display()), format!("--checkpoint-every={every}"));
+        let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100", &dir, &every];
+        let toy: Toy = cli::parse_from(argv.map(Into::into)).unwrap();
+        Run::start("toy", &toy.run, &toy).unwrap()
+    }
+
+    struct Sealed;
+
+    impl Persist for Sealed {
+        fn save(&self) -> Result<Vec<u8>> {
+            bail!("it is sealed")
+        }
+        fn load(&mut self, _: &[u8]) -> Result<()> {
+            bail!("it is sealed")
+        }
+    }
+
+    #[test]
+    fn an_interrupted_run_says_what_it_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        let mut run = start(dir.path(), 0);
+        run.global_step = 7;
+        let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
+        let why = "nothing could be saved: saving state: it is sealed";
+        assert_eq!(end, format!("interrupted at step 7; {why}"));
+        run.last_checkpoint = Some(5);
+        let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
+        assert_eq!(end, format!("interrupted at step 7; {why}; continue from step 5 with --resume {shown}"));
+        assert!(!checkpoint::path(dir.path()).exists());
+
+        let end = run.end_interrupted(&[("state", &mut 5_u8)]).to_string();
+        assert_eq!(end, format!("interrupted at step 7; continue with --resume {shown}"));
+        assert!(checkpoint::path(dir.path()).exists());
+    }
+
+    #[test]
+    fn the_end_of_a_failed_run_says_where_it_can_go_on() {
+        // One test, as the words are the program's.
+        let dir = tempfile::tempdir().unwrap();
+        let shown = dir.path().display();
+        let mut run = start(dir.path(), 10);
+        run.checkpoint(&mut 0, &mut [("state", &mut 5_u8)]).unwrap();
+        run.checkpoint(&mut 12, &mut [("state", &mut 5_u8)]).unwrap();
+        let episode = Episode { env: 0, episodic_return: 1.0, length: 3 };
+        run.episodes(15, &[episode]).unwrap();
+        assert_eq!(
+            run.words_of_failure().unwrap(),
+            format!("the run ended at step 15; continue from step 12 with --resume {shown}")
+        );
+        run.log(16, "losses/loss", f32::INFINITY).unwrap();
+        let words = "before that losses/loss is inf at step 16; the run ended at step 16; continue";
+        assert!(run.words_of_failure().unwrap().starts_with(words));
+
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = start(dir.path(), 0);
+        assert_eq!(run.words_of_failure(), None, "nothing has been learned yet");
+        run.log(3, "losses/loss", 0.5).unwrap();
+        let words = "the run ended at step 3; there is no checkpoint (--checkpoint-every writes them)";
+        assert_eq!(run.words_of_failure().unwrap(), words);
+        run.finished = true;
+        assert_eq!(run.words_of_failure(), None);
     }
 }

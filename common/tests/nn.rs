@@ -5,6 +5,7 @@
 use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
+use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
 use common::nn::{
     Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, clip_grad_norm,
@@ -470,6 +471,26 @@ fn gradients_that_are_not_finite_are_refused() {
     let mut grads = var.log().unwrap().sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let error = clip_grad_norm(&[var], &mut grads, 1.0).unwrap_err().to_string();
     assert!(error.contains("not finite"), "{error}");
+}
+
+#[test]
+fn adam_refuses_a_gradient_that_is_not_finite_and_changes_nothing() {
+    let parameters = VarMap::new(1);
+    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+    let good = vb.get_with_hints(2, "a", Init::Const(1.0)).unwrap();
+    let bad = vb.get_with_hints(1, "b", Init::Const(0.0)).unwrap();
+    let saved = |adam: &Adam| (parameters.save().unwrap(), adam.save().unwrap());
+    for clip in [None, Some(1.0)] {
+        let mut adam = Adam::new(&parameters, 0.1).unwrap();
+        adam.max_grad_norm = clip;
+        let before = saved(&adam);
+        let loss = (good.sum_all().unwrap() + bad.sqrt().unwrap().sum_all().unwrap()).unwrap();
+        let error = adam.backward_step(&loss).unwrap_err().to_string();
+        assert!(error.starts_with("the gradient is not finite (its norm is inf)"), "{error}");
+        assert!(saved(&adam) == before, "something has changed");
+        adam.backward_step(&good.sum_all().unwrap()).unwrap();
+        assert!(saved(&adam) != before, "a good step changes nothing");
+    }
 }
 
 #[test]

@@ -221,10 +221,81 @@ fn wrong_actions_are_refused_and_nothing_moves() {
         Actions::Continuous(&[0.0; 3]),
         "Pendulum-v1: 3 numbers for 2 actions of Box([1])",
     );
-    refused(&mut pendulum, Actions::Continuous(&[0.0, f32::NAN]), "Pendulum-v1: an action is NaN");
-    refused(&mut pendulum, Actions::Continuous(&[f32::INFINITY, 0.0]), "Pendulum-v1: an action is inf");
+    refused(
+        &mut pendulum,
+        Actions::Continuous(&[0.0, f32::NAN]),
+        "Pendulum-v1: an action of environment 1 is NaN, 0 steps into its episode",
+    );
+    refused(
+        &mut pendulum,
+        Actions::Continuous(&[f32::INFINITY, 0.0]),
+        "Pendulum-v1: an action of environment 0 is inf, 0 steps into its episode",
+    );
     refused(&mut pendulum, Actions::Discrete(&[0, 0]), "Pendulum-v1: these actions do not fit Box([1])");
     assert_eq!((seen(&cartpole), seen(&pendulum)), before);
+}
+
+/// A [`Counter`] that begins to fail after `steps` steps of an episode.
+struct Faulty {
+    counter: Box<dyn Env>,
+    steps: u32,
+    reward: bool, // or else the observation
+}
+
+impl Env for Faulty {
+    fn spec(&self) -> &Spec {
+        self.counter.spec()
+    }
+    fn reset(&mut self, rng: &mut Rng) -> Result<()> {
+        self.counter.reset(rng)
+    }
+    fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
+        let step = self.counter.step(action, rng)?;
+        let fails = self.reward && step.reward >= f64::from(self.steps);
+        Ok(Step { reward: if fails { 1e39 } else { step.reward }, ..step })
+    }
+    fn observe(&self, observation: &mut [f32]) {
+        self.counter.observe(observation);
+        if !self.reward && observation[1] >= self.steps as f32 {
+            observation[1] = f32::NAN;
+        }
+    }
+    fn state(&self) -> Result<State> {
+        self.counter.state()
+    }
+    fn set_state(&mut self, state: &State) -> Result<()> {
+        self.counter.set_state(state)
+    }
+}
+
+#[test]
+fn numbers_that_are_not_finite_are_refused() {
+    let faulty = |steps, reward| {
+        let faulty = Faulty { counter: Counter::boxed(9, None), steps, reward };
+        VecEnv::new(vec![Counter::boxed(9, None), Box::new(faulty)], 0)
+    };
+    for (reward, what) in
+        [(false, "an observation of environment 1 is NaN"), (true, "a reward of environment 1 is inf")]
+    {
+        let mut envs = faulty(3, reward).unwrap();
+        envs.step(&[0, 0]).unwrap();
+        envs.step(&[0, 0]).unwrap();
+        let error = envs.step(&[0, 0]).unwrap_err().to_string();
+        assert_eq!(error, format!("Counter-v0: {what}, 3 steps into its episode"));
+    }
+    let error = faulty(0, false).err().expect("refused").to_string();
+    let wanted = "the observation after a reset of environment 1 is NaN, 0 steps into its episode";
+    assert_eq!(error, format!("Counter-v0: {wanted}"));
+}
+
+#[test]
+fn environments_that_differ_are_refused() {
+    let envs = |ids: &[&str]| VecEnv::new(ids.iter().map(|id| envs::make(id).unwrap()).collect(), 0);
+    assert!(envs(&["CartPole-v1", "CartPole-v1"]).is_ok());
+    let error = envs(&["CartPole-v1", "CartPole-v1", "MountainCar-v0"]).err().expect("refused").to_string();
+    let stranger = "environment 2 is MountainCar-v0 with Box([2]) observations and Discrete(3) actions";
+    let first = "environment 0 is CartPole-v1 with Box([4]) observations and Discrete(2) actions";
+    assert_eq!(error, format!("{stranger}, {first}; all must agree"));
 }
 
 #[test]

@@ -1,11 +1,7 @@
 """Reads a run's event file with TensorBoard's own reader and prints what it found.
 
 The tests of `common::tensorboard` read files back with a small reader of their own; this script
-is the cross-check against the program that the files are for. It is run by hand:
-
-    python3 -m venv venv
-    venv/bin/pip install tensorboard==2.21.0 "setuptools<81"
-    venv/bin/python tests/readers/check_tensorboard.py runs/CartPole-v1__ppo__1__...
+is the cross-check against the program that the files are for. See run.sh for how it is run.
 
 Verified with Python 3.11.7, tensorboard 2.21.0, protobuf 7.36.2, numpy 2.4.6, setuptools 65.5.0
 (TensorBoard 2.21 still imports `pkg_resources`, which setuptools 81 and later lack).

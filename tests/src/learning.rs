@@ -2,6 +2,9 @@
 //! `thresholds.toml`.
 
 use anyhow::{Context, Result, bail, ensure};
+use common::checkpoint;
+use envs::Rng;
+use rand::RngExt;
 use serde::Deserialize;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -301,61 +304,226 @@ pub fn refuses(binary: &str, args: &[&str], mentions: &[&str]) {
     assert!(!run_dir.exists(), "{what}");
 }
 
-/// Checks that the same seed gives the same run: two short runs end with byte-identical models
-/// and metrics (but for the clock: the seconds column and the `charts/SPS` rows).
+/// Checks that `config.toml` says all that decides a run: a short run with `args`, and one that
+/// reads its `config.toml` instead, agree in every result.
 pub fn is_deterministic(binary: &str, args: &[&str]) {
     let dir = scratch();
-    let read = |name: &str| {
-        let run_dir = dir.path().join(name);
-        let run_dir_text = run_dir.to_string_lossy().into_owned();
-        let mut all = vec!["--run-dir", run_dir_text.as_str()];
-        all.extend(args);
-        let (code, _, stderr) = run(binary, &all);
-        assert_eq!(code, Some(0), "{stderr}");
-        let model = std::fs::read(run_dir.join("model.safetensors")).unwrap_or_default();
-        (timeless_metrics(&run_dir), model)
-    };
-    let (first, second) = (read("first"), read("second"));
-    assert!(!first.1.is_empty() && first.1 == second.1, "the models differ, or there is none");
-    assert!(first.0.lines().count() > 10, "too few metrics to compare:\n{}", first.0);
-    assert_eq!(first.0, second.0, "the metrics differ");
+    let [first, second] = ["first", "second"].map(|name| dir.path().join(name));
+    let config = |run_dir: &Path| run_dir.join("config.toml");
+    let [first_text, second_text] = [&first, &second].map(|run_dir| run_dir.to_string_lossy());
+    let results = finish(binary, &[args, &["--run-dir", &*first_text]].concat(), &first);
+    let config_text = config(&first).to_string_lossy().into_owned();
+    let flags = ["--config", &*config_text, "--run-dir", &*second_text];
+    finish(binary, &flags, &second).assert_equal(&results, "run again from its config.toml");
+    let [first, second] = [first, second].map(|run_dir| std::fs::read_to_string(config(&run_dir)).ok());
+    assert!(first.is_some());
+    assert_eq!(first, second, "config.toml of a run with it as --config");
 }
 
-/// Checks exact resume: a run that is killed once it has written a checkpoint, and resumed, ends
-/// with the byte-identical model and metrics (but for the clock) of one that ran through. `args`
-/// include `--checkpoint-every` and enough steps for several checkpoints.
-pub fn resumes(binary: &str, args: &[&str]) {
+/// Checks that runs with `args` and each of `variants` agree: they end with byte-identical models,
+/// where the algorithm has one, and metrics (but for the clock: the seconds column and the
+/// `charts/SPS` rows).
+pub fn give_the_same_run(binary: &str, args: &[&str], variants: &[&[&str]]) {
     let dir = scratch();
-    let run_dir = |name: &str| dir.path().join(name);
-    let finish = |name: &str, more: &[&str]| {
-        let (code, _, stderr) = run(binary, more);
-        assert_eq!(code, Some(0), "{stderr}");
-        let model = std::fs::read(run_dir(name).join("model.safetensors")).unwrap_or_default();
-        (timeless_metrics(&run_dir(name)), model)
+    let result = |(i, variant): (usize, &&[&str])| {
+        let run_dir = dir.path().join(i.to_string());
+        let run_dir_text = run_dir.to_string_lossy();
+        finish(binary, &[args, variant, &["--run-dir", &*run_dir_text]].concat(), &run_dir)
     };
-    let (through, killed) = (run_dir("through"), run_dir("killed"));
-    let (through, killed) = (through.to_string_lossy(), killed.to_string_lossy());
-    let whole = finish("through", &[args, &["--run-dir", &*through]].concat());
-
-    let mut child = Command::new(binary)
-        .args(args)
-        .args(["--run-dir", &*killed])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap_or_else(|error| panic!("starting {binary}: {error}"));
-    while !run_dir("killed").join("checkpoint.safetensors").exists() {
-        let ended = child.try_wait().unwrap_or_else(|error| panic!("{error}"));
-        assert_eq!(ended, None, "the run ended without a checkpoint");
-        std::thread::yield_now();
+    let results: Vec<Results> = variants.iter().enumerate().map(result).collect();
+    for (other, variant) in results.iter().zip(variants).skip(1) {
+        other.assert_equal(&results[0], &format!("{variant:?} against {:?}", variants[0]));
     }
-    child.kill().unwrap_or_else(|error| panic!("{error}"));
-    child.wait().unwrap_or_else(|error| panic!("{error}"));
-    assert!(!run_dir("killed").join("summary.json").exists(), "the run ended before it was killed");
+}
 
-    let resumed = finish("killed", &["--resume", &*killed]);
-    assert!(!whole.1.is_empty() && whole.1 == resumed.1, "the models differ, or there is none");
-    assert_eq!(whole.0, resumed.0, "the metrics differ");
+/// What a finished run leaves of itself, but for the clock.
+#[derive(PartialEq)]
+struct Results {
+    metrics: String,
+    model: Option<Vec<u8>>,
+}
+
+impl Results {
+    fn read(run_dir: &Path) -> Self {
+        let metrics = timeless_metrics(run_dir);
+        // The last row of every finished run: without it there would be little to compare.
+        assert!(metrics.contains(",eval/episodic_return,"), "not a finished run:\n{metrics}");
+        Self { metrics, model: std::fs::read(run_dir.join("model.safetensors")).ok() }
+    }
+
+    fn assert_equal(&self, other: &Self, what: &str) {
+        // Not `assert_eq!`, which would print megabytes.
+        let different = self.metrics.lines().zip(other.metrics.lines()).find(|(a, b)| a != b);
+        let lines = (self.metrics.lines().count(), other.metrics.lines().count());
+        assert!(
+            self.metrics == other.metrics,
+            "{what}: metrics of {lines:?} lines differ first in {different:?}"
+        );
+        assert!(self.model == other.model, "{what}: the models differ");
+    }
+}
+
+/// Runs `binary` to its end and reads the results.
+fn finish(binary: &str, args: &[&str], run_dir: &Path) -> Results {
+    let (code, _, stderr) = run(binary, args);
+    assert_eq!(code, Some(0), "{args:?}: {stderr}");
+    Results::read(run_dir)
+}
+
+/// Checks exact resume: a run that is killed once it has trained and written a checkpoint, and is
+/// resumed, ends with the byte-identical model and metrics (but for the clock) of one that ran
+/// through. `args` include `--checkpoint-every` and enough steps for several checkpoints.
+pub fn resumes(binary: &str, args: &[&str]) {
+    let mut killer = Killer::new(binary, args);
+    // The first checkpoint is from before training.
+    let killed = killer.kill_at(&Moment { checkpoints: 2, writing: false, polls: 0 });
+    assert!(killed, "the run ended before it was killed");
+    killer.ends_as_if_never_killed();
+}
+
+/// Checks exact resume at any moment: runs are killed `kills` times in all, at random moments,
+/// some in the middle of writing a checkpoint, and resumed each time; whatever was killed how often
+/// ends as in [`resumes`]. One that was killed before its first checkpoint is begun anew, after
+/// resuming it has been refused.
+pub fn survives_kills(binary: &str, args: &[&str], kills: usize, seed: u64) {
+    let mut rng = envs::rng(seed, 0);
+    let mut killer = Killer::new(binary, args);
+    let (mut survived, mut in_writing, mut runs) = (0, 0, 0);
+    while survived < kills {
+        let moment = Moment::random(&mut rng);
+        if killer.kill_at(&moment) {
+            survived += 1;
+            in_writing += usize::from(killer.partial().exists());
+        } else {
+            // It was faster than the moment that was meant for it.
+            killer.ends_as_if_never_killed();
+            killer.begin_anew();
+            runs += 1;
+        }
+    }
+    killer.ends_as_if_never_killed();
+    println!("{survived} kills over {} runs, {in_writing} while a checkpoint was written", runs + 1);
+}
+
+/// When to kill a program: at the `polls`-th look after it has written so many checkpoints since
+/// it was started and, with `writing`, has begun to write another. Nothing here looks at a clock.
+struct Moment {
+    checkpoints: usize,
+    writing: bool,
+    polls: u64,
+}
+
+impl Moment {
+    fn random(rng: &mut Rng) -> Self {
+        let writing = rng.random_bool(0.4);
+        // Some of every order of magnitude, from at once to the time between two checkpoints.
+        let most = if writing { 6 } else { 14 };
+        let magnitude = rng.random_range(0..=most);
+        let polls = rng.random_range(0..1 << magnitude);
+        Self { checkpoints: rng.random_range(0..4), writing, polls }
+    }
+}
+
+/// A run that is killed now and then, beside one that was not.
+struct Killer<'a> {
+    binary: &'a str,
+    args: Vec<String>,
+    run_dir: PathBuf,
+    undisturbed: Results,
+    _scratch: tempfile::TempDir,
+}
+
+impl<'a> Killer<'a> {
+    fn new(binary: &'a str, args: &[&str]) -> Self {
+        let scratch = scratch();
+        let (undisturbed, run_dir) = (scratch.path().join("undisturbed"), scratch.path().join("killed"));
+        let undisturbed_text = undisturbed.to_string_lossy();
+        let undisturbed = finish(binary, &[args, &["--run-dir", &*undisturbed_text]].concat(), &undisturbed);
+        assert!(undisturbed.model.is_some(), "the run leaves no model to compare");
+        let args = args.iter().map(|arg| arg.to_string()).collect();
+        Self { binary, args, run_dir, undisturbed, _scratch: scratch }
+    }
+
+    fn checkpoint(&self) -> PathBuf {
+        checkpoint::path(&self.run_dir)
+    }
+
+    /// The step that the last checkpoint was written at.
+    fn saved_step(&self) -> Option<Vec<u8>> {
+        checkpoint::read_item(&self.run_dir, "global_step").ok()
+    }
+
+    /// What a checkpoint is called while it is written.
+    fn partial(&self) -> PathBuf {
+        self.run_dir.join(".checkpoint.safetensors.partial")
+    }
+
+    /// The flags to go on with: those of the run or, once it has a checkpoint, `--resume`.
+    fn flags(&mut self) -> Vec<String> {
+        let run_dir = self.run_dir.to_string_lossy().into_owned();
+        if self.checkpoint().exists() {
+            return vec!["--resume".into(), run_dir];
+        }
+        if self.run_dir.exists() {
+            let (code, _, stderr) = run(self.binary, &["--resume", &run_dir]);
+            assert_eq!((code, stderr.lines().count()), (Some(2), 1), "{stderr}");
+            assert!(stderr.starts_with(&format!("error: --resume {run_dir}")), "{stderr}");
+            self.begin_anew();
+        }
+        self.args.iter().cloned().chain(["--run-dir".into(), run_dir]).collect()
+    }
+
+    fn begin_anew(&self) {
+        std::fs::remove_dir_all(&self.run_dir).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// Starts or resumes the run and kills it at `moment`; false if it ended before.
+    fn kill_at(&mut self, moment: &Moment) -> bool {
+        let flags = self.flags();
+        let stderr_path = self.run_dir.with_extension("stderr");
+        let stderr = std::fs::File::create(&stderr_path).unwrap_or_else(|error| panic!("{error}"));
+        let mut command = Command::new(self.binary);
+        command.args(flags).stdout(Stdio::null()).stderr(stderr);
+        let mut child = command.spawn().unwrap_or_else(|error| panic!("starting {}: {error}", self.binary));
+        let (mut seen, mut left, mut polls) = (self.saved_step(), moment.checkpoints, moment.polls);
+        loop {
+            if let Some(status) = child.try_wait().unwrap_or_else(|error| panic!("{error}")) {
+                let stderr = std::fs::read_to_string(&stderr_path).unwrap_or_default();
+                assert!(status.success(), "{status}: {stderr}");
+                return false;
+            }
+            if left > 0 {
+                let now = self.saved_step();
+                left -= usize::from(now != seen);
+                seen = now;
+            } else if moment.writing && polls == moment.polls && !self.partial().exists() {
+                // Not yet.
+            } else if polls > 0 {
+                polls -= 1;
+            } else {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        child.kill().unwrap_or_else(|error| panic!("{error}"));
+        !child.wait().unwrap_or_else(|error| panic!("{error}")).success()
+    }
+
+    /// Lets the run end, if it has not, and compares it with the undisturbed one.
+    fn ends_as_if_never_killed(&mut self) {
+        let results = match self.run_dir.join("summary.json").exists() {
+            true => Results::read(&self.run_dir),
+            false => {
+                let flags = self.flags();
+                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+                finish(self.binary, &flags, &self.run_dir)
+            }
+        };
+        results.assert_equal(&self.undisturbed, "killed and resumed, against undisturbed");
+        let names = std::fs::read_dir(&self.run_dir).unwrap_or_else(|error| panic!("{error}"));
+        let left = names.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with('.'));
+        assert!(left.is_none(), "a file is left of a write that was cut off: {left:?}");
+    }
 }
 
 /// `metrics.csv` without what the clock wrote: the seconds column and the `charts/SPS` rows.

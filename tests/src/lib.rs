@@ -4,4 +4,4 @@
 pub mod learning;
 pub mod parity;
 
-pub use learning::{check, is_deterministic, refuses, resumes};
+pub use learning::{check, give_the_same_run, is_deterministic, refuses, resumes, survives_kills};

@@ -9,21 +9,9 @@ fn plans_well() {
 
 #[test]
 fn seed_and_nothing_else_decides_a_run() {
-    let dir = regression::learning::scratch();
     // Neither a second run nor evaluation on several threads changes a number.
-    let metrics = ["1", "1", "3"].iter().enumerate().map(|(i, threads)| {
-        let run_dir = dir.path().join(i.to_string());
-        let run_dir_text = run_dir.to_string_lossy().into_owned();
-        let flags = ["--total-timesteps", "250", "--eval-episodes", "5", "--seed", "7", "--threads", threads];
-        let (code, _, stderr) =
-            regression::learning::run(CEM, &[&flags[..], &["--run-dir", &run_dir_text]].concat());
-        assert_eq!(code, Some(0), "{stderr}");
-        regression::learning::timeless_metrics(&run_dir)
-    });
-    let metrics: Vec<String> = metrics.collect();
-    assert!(metrics[0].contains("250,eval/episodic_return"), "{}", metrics[0]);
-    assert_eq!(metrics[0], metrics[1]);
-    assert_eq!(metrics[0], metrics[2]);
+    let args = ["--total-timesteps", "250", "--eval-episodes", "5", "--seed", "7"];
+    regression::give_the_same_run(CEM, &args, &[&[], &[], &["--threads", "3"]]);
 }
 
 #[test]

@@ -30,6 +30,27 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn a_run_killed_at_any_moment_resumes_exactly() {
+    regression::survives_kills(
+        DQN,
+        &[
+            "--total-timesteps",
+            "4000",
+            "--learning-starts",
+            "500",
+            "--checkpoint-every",
+            "100",
+            "--eval-episodes",
+            "3",
+            "--hidden-sizes",
+            "32",
+        ],
+        20,
+        2,
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(DQN, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);

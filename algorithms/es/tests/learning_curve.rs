@@ -1,8 +1,6 @@
 //! ES learns CartPole, the same way each time and on any number of workers, and refuses what it
 //! cannot do.
 
-use regression::learning;
-
 const ES: &str = env!("CARGO_BIN_EXE_es");
 
 #[test]
@@ -17,23 +15,24 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn any_number_of_workers_gives_the_same_run() {
-    let dir = learning::scratch();
-    let results = ["1", "2", "8"].map(|workers| {
-        let run_dir = dir.path().join(workers);
-        let shown = run_dir.to_string_lossy();
-        let flags = ["--total-timesteps", "30000", "--eval-episodes", "3", "--run-dir", &shown];
-        let (code, _, stderr) = learning::run(ES, &[&flags[..], &["--workers", workers]].concat());
-        assert_eq!(code, Some(0), "{stderr}");
-        (learning::timeless_metrics(&run_dir), std::fs::read(run_dir.join("model.safetensors")).unwrap())
-    });
-    assert!(results[0].0.lines().count() > 100, "too few metrics to compare:\n{}", results[0].0);
-    assert!(results.iter().all(|result| *result == results[0]));
+    let args = ["--total-timesteps", "30000", "--eval-episodes", "3"];
+    regression::give_the_same_run(
+        ES,
+        &args,
+        &[&["--workers", "1"], &["--workers", "2"], &["--workers", "8"]],
+    );
 }
 
 #[test]
 fn a_killed_run_resumes_exactly() {
     let steps = ["--total-timesteps", "200000", "--checkpoint-every", "10000", "--eval-episodes", "3"];
     regression::resumes(ES, &steps);
+}
+
+#[test]
+fn a_run_killed_at_any_moment_resumes_exactly() {
+    let args = ["--total-timesteps", "60000", "--checkpoint-every", "1000", "--eval-episodes", "3"];
+    regression::survives_kills(ES, &args, 20, 4);
 }
 
 #[test]

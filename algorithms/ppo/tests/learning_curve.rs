@@ -21,6 +21,12 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn a_run_killed_at_any_moment_resumes_exactly() {
+    let args = ["--total-timesteps", "20480", "--checkpoint-every", "512", "--eval-episodes", "3"];
+    regression::survives_kills(PPO, &args, 20, 1);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(PPO, args, mentions);
     refuses(&["--lerning-rate", "1"], &["--lerning-rate", "--learning-rate"]);

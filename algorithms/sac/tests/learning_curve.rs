@@ -40,6 +40,12 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn a_run_killed_at_any_moment_resumes_exactly() {
+    let args = ["--total-timesteps=1600", "--checkpoint-every=50"];
+    regression::survives_kills(SAC, &[SHORT, &args].concat(), 20, 3);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SAC, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);

@@ -88,12 +88,10 @@ impl Adam {
     /// Takes a step along `grads`. Parameters without a gradient stay as they are.
     ///
     /// # Errors
-    /// A gradient that is not finite, when gradients are clipped.
+    /// A gradient that is not finite, or whose square is not; no parameter has then changed.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
-        let scale = match self.max_grad_norm {
-            Some(max_norm) => clip_scale(global_norm(&self.vars, grads)?, max_norm)?,
-            None => 1.0,
-        };
+        let norm = global_norm(&self.vars, grads)?;
+        let scale = clip_scale(norm, self.max_grad_norm.unwrap_or(f64::INFINITY))?;
         self.step += 1;
         let t = self.step.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - self.beta1.powi(t);

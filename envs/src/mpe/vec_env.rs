@@ -2,6 +2,7 @@
 //! agents.
 
 use super::{MultiSpec, ParallelEnv, ParallelStep, make};
+use crate::vec_env::refuse_not_finite;
 use crate::{Action, Actions, Canvas, Episode, Result, Rng, Space, State, invalid, persist::Persist, rng};
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
@@ -90,7 +91,8 @@ impl ParallelVecEnv {
     /// `[num_envs, action_dim]` numbers. Results are read from the accessors below.
     ///
     /// # Errors
-    /// Actions of the wrong number or kind, and what [`ParallelEnv::step`] refuses.
+    /// Actions of the wrong number or kind, what [`ParallelEnv::step`] refuses, and numbers that are
+    /// not finite: in an action, which then is not taken, an observation or a reward.
     pub fn step<'a>(&mut self, actions: impl Into<Actions<'a>>) -> Result<()> {
         let actions = actions.into();
         let (num_envs, num_agents) = (self.num_envs(), self.num_agents());
@@ -98,9 +100,7 @@ impl ParallelVecEnv {
         let (given, wanted) = match actions {
             Actions::Discrete(a) => (a.len(), num_envs * num_agents),
             Actions::Continuous(a) => {
-                if let Some(number) = a.iter().find(|a| !a.is_finite()) {
-                    anyhow::bail!("{}: an action is {number}", self.spec().id);
-                }
+                refuse_not_finite(&self.spec().id, "an action", a, 0, &self.lengths)?;
                 (a.len(), num_envs * action_dim)
             }
         };
@@ -134,6 +134,9 @@ impl ParallelVecEnv {
             let observations = &mut self.observations[i * dim..(i + 1) * dim];
             observe(env.as_ref(), &self.observation_columns, observations);
             self.final_observations[i * dim..(i + 1) * dim].copy_from_slice(observations);
+            for (what, numbers) in [("an observation", &*observations), ("a reward", &*rewards)] {
+                refuse_not_finite(&env.spec().id, what, numbers, i, &self.lengths[i..=i])?;
+            }
             if terminated || truncated {
                 let length = std::mem::take(&mut self.lengths[i]);
                 self.episodes.push(Episode { env: i, episodic_return: returns.iter().sum(), length });

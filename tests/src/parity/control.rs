@@ -1,7 +1,7 @@
 //! Replays recordings of kind "control": classic control, whole episodes from their first state,
 //! single transitions from states all over the state space, and the spread of first states.
 
-use super::{Outcome, array, max_difference, number, numbers};
+use super::{Outcome, array, index, max_difference, number, numbers};
 use anyhow::{Context, Result, bail, ensure};
 use envs::{Action, Env, Space, Spec, State, Step, rng};
 use serde_json::Value;
@@ -9,6 +9,9 @@ use serde_json::Value;
 /// NumPy squares with C's `pow`, and its sines and cosines are its own: their last bits may differ
 /// from ours. Everything else is the same arithmetic.
 const TOLERANCE: f64 = 1e-9;
+
+/// More first states than any recording has statistics of.
+const MAX_SAMPLES: usize = 1_000_000;
 
 /// Replays one recording of this kind.
 pub fn replay(doc: &Value) -> Result<Outcome> {
@@ -79,9 +82,11 @@ fn set(env: &mut dyn Env, mut state: Vec<f64>, elapsed: usize) -> Result<()> {
 fn act(env: &mut dyn Env, action: &Value) -> Result<Step> {
     let mut unused = rng(0, 0);
     match env.spec().action_space {
-        Space::Discrete { .. } => env.step(Action::Discrete(number(action)? as usize), &mut unused),
+        Space::Discrete { n } => env.step(Action::Discrete(index(action, n)?), &mut unused),
         _ => {
             let action: Vec<f32> = numbers(action)?.into_iter().map(|x| x as f32).collect();
+            let wanted = env.spec().action_space.size();
+            ensure!(action.len() == wanted, "an action of {} numbers, not {wanted}", action.len());
             env.step(Action::Continuous(&action), &mut unused)
         }
     }
@@ -115,7 +120,7 @@ fn compare_observation(env: &dyn Env, expected: &Value) -> Result<f64> {
 /// are constant.
 fn check_reset(doc: &Value, env: &mut dyn Env) -> Result<()> {
     let stats = &doc["reset_stats"];
-    let n = number(&stats["n"])? as usize;
+    let n = index(&stats["n"], MAX_SAMPLES)?;
     let recorded = [&stats["min"], &stats["max"], &stats["mean"], &stats["std"]].map(numbers);
     let [min, max, mean, std] = recorded;
     let (min, max, mean, std) = (min?, max?, mean?, std?);
@@ -126,7 +131,9 @@ fn check_reset(doc: &Value, env: &mut dyn Env) -> Result<()> {
         env.reset(&mut generator)?;
         states.push(env.state()?.0);
     }
-    for i in 0..mean.len() {
+    let dim = states.first().map_or(0, |state| state.len() - 1); // without the time limit's counter
+    ensure!([&min, &max, &mean, &std].iter().all(|row| row.len() == dim), "reset_stats: not {dim} numbers");
+    for i in 0..dim {
         let column: Vec<f64> = states.iter().map(|state| state[i]).collect();
         let count = n as f64;
         let m = column.iter().sum::<f64>() / count;

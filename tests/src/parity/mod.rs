@@ -41,13 +41,20 @@ pub fn golden_dir() -> PathBuf {
 /// # Errors
 /// A file that cannot be read, an unknown kind, and the first difference found.
 pub fn replay(path: &Path) -> Result<Outcome> {
-    let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| format!("reading {name}"))?;
-    let doc: Value = serde_json::from_str(&text).with_context(|| format!("{name} is not JSON"))?;
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    replay_text(&text).with_context(|| path.display().to_string())
+}
+
+/// Replays a recording from its text.
+///
+/// # Errors
+/// As [`replay`].
+pub fn replay_text(text: &str) -> Result<Outcome> {
+    let doc: Value = serde_json::from_str(text).context("not JSON")?;
     if doc["format"] != 1 {
-        bail!("{name}: format {} is unknown, this reader knows 1", doc["format"]);
+        bail!("format {} is unknown, this reader knows 1", doc["format"]);
     }
-    let outcome = match doc["kind"].as_str() {
+    match doc["kind"].as_str() {
         Some("blackjack") => blackjack::replay(&doc),
         Some("box2d") => box2d::replay(&doc),
         Some("control") => control::replay(&doc),
@@ -55,9 +62,8 @@ pub fn replay(path: &Path) -> Result<Outcome> {
         Some("mpe") => mpe::replay(&doc),
         Some("mujoco") => mujoco::replay(&doc),
         Some("tabular") => tabular::replay(&doc),
-        _ => bail!("{name}: kind {} is unknown", doc["kind"]),
-    };
-    outcome.with_context(|| format!("{name}"))
+        _ => bail!("kind {} is unknown", doc["kind"]),
+    }
 }
 
 /// A number, an array of numbers (nested ones flattened), or `"inf"`, `"-inf"`, `"nan"`.
@@ -76,6 +82,16 @@ pub fn number(value: &Value) -> Result<f64> {
         [x] => Ok(*x),
         other => bail!("{other:?} is not one number"),
     }
+}
+
+/// An integer from 0 to below `limit`.
+pub fn index(value: &Value, limit: usize) -> Result<usize> {
+    let x = number(value)?;
+    anyhow::ensure!(
+        x.fract() == 0.0 && x >= 0.0 && x < limit as f64,
+        "{x} is not an integer from 0 to below {limit}"
+    );
+    Ok(x as usize)
 }
 
 /// An array.

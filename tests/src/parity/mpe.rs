@@ -1,6 +1,6 @@
 //! Replays recordings of kind "mpe": episodes of the multi-agent particle environments.
 
-use super::{Outcome, array, max_difference, number, numbers};
+use super::{Outcome, array, index, max_difference, number, numbers};
 use anyhow::{Context, Result, bail, ensure};
 use envs::mpe::{self, ParallelEnv, ParticleEnv};
 use envs::{Action, Space, State};
@@ -130,7 +130,8 @@ impl Options {
     }
 
     fn count(&mut self, name: &str, default: usize) -> Result<usize> {
-        Ok(self.number(name, default as f64)? as usize)
+        // More than any recording has of anything.
+        self.0.remove(name).map_or(Ok(default), |value| index(&value, 100))
     }
 }
 

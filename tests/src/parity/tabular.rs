@@ -2,7 +2,7 @@
 //! whose recorded random numbers go through the environment's own sampling.
 
 use super::control::{check_id, check_limits, flag};
-use super::{Outcome, array, number, numbers};
+use super::{Outcome, array, index, number, numbers};
 use anyhow::{Context, Result, bail, ensure};
 use envs::toy_text::{CliffWalking, FrozenLake, Game, Tabular, Taxi};
 use envs::wrappers::TimeLimit;
@@ -57,12 +57,13 @@ fn replay_with<G: Game>(doc: &Value, build: impl Fn() -> Result<Tabular<G>>) -> 
     let mut steps = 0;
     for (k, episode) in array(&doc["episodes"])?.iter().enumerate() {
         let mut state = number(&episode["init"])?;
-        ensure!(model.initial[state as usize] > 0.0, "episode {k}: begins in state {state}");
+        let first = index(&episode["init"], model.initial.len())?;
+        ensure!(model.initial[first] > 0.0, "episode {k}: begins in state {state}");
         env.set_state(&State(vec![state]))?;
         check_mask(episode, 0, state).with_context(|| format!("episode {k}, step 0"))?;
         for (t, action) in array(&episode["actions"])?.iter().enumerate() {
             let place = || format!("episode {k}, step {t}");
-            let action = number(action)? as usize;
+            let action = index(action, model.outcomes[state as usize].len()).with_context(place)?;
             let uniform = number(&episode["uniform"][t])?;
             let outcome = env.sample_outcome(action, uniform);
             ensure!(outcome as f64 == number(&episode["outcome"][t])?, "{}: outcome {outcome}", place());

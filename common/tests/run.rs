@@ -1,0 +1,196 @@
+//! How a run ends that goes wrong: what it says, what it has saved by then, and what it leaves.
+
+use clap::Parser;
+use common::Run;
+use common::cli::{self, RunArgs};
+use common::envs::persist::Persist;
+use common::envs::{InvalidInput, Result};
+use serde::Serialize;
+use std::path::Path;
+
+#[derive(Parser, Serialize)]
+struct Args {
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunArgs,
+}
+
+/// A run in `dir`, which is to checkpoint every `every` steps.
+fn start(dir: &Path, every: usize) -> Result<Run> {
+    start_with(&[&format!("--run-dir={}", dir.display()), &format!("--checkpoint-every={every}")])
+}
+
+fn start_with(flags: &[&str]) -> Result<Run> {
+    let all = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100"].iter().chain(flags);
+    let args: Args = cli::parse_from(all.map(Into::into))?;
+    Run::start("toy", &args.run, &args)
+}
+
+/// One step of training after another, until one fails: `learn` gets the run and the step.
+fn train(run: &mut Run, state: &mut u64, learn: impl Fn(&mut Run, usize) -> Result<()>) -> Result<()> {
+    let mut global_step = 0;
+    while global_step < run.total_timesteps {
+        run.checkpoint(&mut global_step, &mut [("state", state)])?;
+        global_step += 1;
+        *state += 1;
+        learn(run, global_step)?;
+    }
+    Ok(())
+}
+
+/// Logs a loss that is NaN from step `from` on.
+fn diverge(from: usize) -> impl Fn(&mut Run, usize) -> Result<()> {
+    move |run, step| run.log(step, "losses/policy_loss", if step < from { 0.5 } else { f64::NAN })
+}
+
+/// Something whose state nobody can get at.
+struct Sealed;
+
+impl Persist for Sealed {
+    fn save(&self) -> Result<Vec<u8>> {
+        anyhow::bail!("it is sealed")
+    }
+    fn load(&mut self, _: &[u8]) -> Result<()> {
+        anyhow::bail!("it is sealed")
+    }
+}
+
+/// The number saved under `name` in a checkpoint file.
+fn saved(file: &Path, name: &str) -> u64 {
+    let bytes = std::fs::read(file).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut number = 0_u64;
+    number.load(tensors.tensor(name).unwrap().data()).unwrap();
+    number
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_run_that_diverges_saves_its_state_and_leaves_the_last_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let mut run = start(&dir, 10).unwrap();
+    let error = train(&mut run, &mut 1000, diverge(25)).unwrap_err().to_string();
+    let diverged = dir.join("diverged.safetensors");
+    let what = "losses/policy_loss is NaN at step 25: the run has diverged; its state is in";
+    assert_eq!(error, format!("{what} {}", diverged.display()));
+    drop(run);
+    assert_eq!((saved(&diverged, "state"), saved(&diverged, "global_step")), (1025, 25));
+    let checkpoint = dir.join("checkpoint.safetensors");
+    assert_eq!((saved(&checkpoint, "state"), saved(&checkpoint, "global_step")), (1020, 20));
+    let metrics = std::fs::read_to_string(dir.join("metrics.csv")).unwrap();
+    assert_eq!(metrics.lines().count(), 1 + 24, "{metrics}");
+    assert!(!metrics.contains("NaN"), "{metrics}");
+
+    // It goes on from there, with what made it diverge mended.
+    let mut resumed = start_with(&[&format!("--resume={}", dir.display())]).unwrap();
+    let mut state = 0;
+    train(&mut resumed, &mut state, diverge(1000)).unwrap();
+    assert_eq!(state, 1100);
+}
+
+#[test]
+fn a_run_that_diverges_in_its_last_iteration_saves_its_model() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut run = start(scratch.path(), 0).unwrap();
+    train(&mut run, &mut 0, diverge(100)).unwrap();
+    let mut model = vec![1.0_f64, f64::NAN];
+    let error = run.save_or_load_model(&mut model).unwrap_err().to_string();
+    assert!(error.starts_with("losses/policy_loss is NaN at step 100: the run has diverged"), "{error}");
+    let bytes = std::fs::read(scratch.path().join("diverged.safetensors")).unwrap();
+    assert_eq!(safetensors::SafeTensors::deserialize(&bytes).unwrap().names(), ["table"]);
+    assert!(!scratch.path().join("model.safetensors").exists());
+}
+
+#[test]
+fn a_run_that_diverges_without_a_model_is_not_evaluated() {
+    let ends: [fn(Run) -> Result<cli::Evaluation>; 2] = [
+        |run| run.evaluate(|_| -> Result<Vec<u32>> { panic!("the policy is asked") }),
+        |run| run.finish(&[1.0], 1.0),
+    ];
+    for end in ends {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut run = start(scratch.path(), 0).unwrap();
+        run.log(99, "losses/policy_loss", f64::NAN).unwrap();
+        let error = end(run).unwrap_err().to_string();
+        assert!(error.starts_with("losses/policy_loss is NaN at step 99"), "{error}");
+        assert!(!scratch.path().join("summary.json").exists());
+    }
+    // A return that is not finite ends it as well.
+    let scratch = tempfile::tempdir().unwrap();
+    let error = start(scratch.path(), 0).unwrap().finish(&[f64::INFINITY], 1.0).unwrap_err().to_string();
+    assert_eq!(error, "eval/episodic_return is inf at step 100: the run has diverged");
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused_before_training_and_leaves_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let mut run = start(&dir, 50).unwrap();
+    let error = run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
+    assert!(error.is::<InvalidInput>(), "{error:#}");
+    let message = "--checkpoint-every 50: this run cannot be saved: saving envs: it is sealed";
+    assert_eq!(error.to_string(), message);
+    drop(run);
+    assert!(!dir.exists());
+
+    // Without the flag nobody asks for it.
+    let mut run = start(&dir, 0).unwrap();
+    run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap();
+
+    // Files of others stay.
+    let dir = scratch.path().join("other");
+    std::fs::create_dir(&dir).unwrap();
+    std::fs::write(dir.join("notes.txt"), "mine").unwrap();
+    let mut run = start(&dir, 50).unwrap();
+    run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
+    drop(run);
+    assert_eq!(names(&dir), ["notes.txt"]);
+}
+
+#[test]
+fn the_first_checkpoint_comes_before_training() {
+    let scratch = tempfile::tempdir().unwrap();
+    let mut run = start(scratch.path(), 50).unwrap();
+    run.checkpoint(&mut 0, &mut [("state", &mut 7_u64)]).unwrap();
+    drop(run);
+    assert_eq!(saved(&scratch.path().join("checkpoint.safetensors"), "state"), 7);
+    assert!(names(scratch.path()).iter().all(|name| !name.starts_with('.')), "{:?}", names(scratch.path()));
+}
+
+#[test]
+fn a_run_without_a_checkpoint_can_only_begin_anew() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().display().to_string();
+    drop(start(scratch.path(), 0).unwrap());
+    let refused = |result: Result<Run>| {
+        let error = result.err().expect("refused");
+        assert!(error.is::<InvalidInput>(), "{error:#}");
+        error.to_string()
+    };
+    let none = "there is none; the run ended before its first checkpoint";
+    let error = refused(start_with(&[&format!("--resume={dir}")]));
+    assert_eq!(error, format!("--resume {dir}/checkpoint.safetensors: {none}"));
+    let advice = "it has no checkpoint to continue from, so remove it or name another";
+    assert_eq!(refused(start(scratch.path(), 0)), format!("--run-dir {dir}: holds a run already; {advice}"));
+}
+
+#[test]
+fn metrics_cut_short_by_others_are_refused() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().display().to_string();
+    let mut run = start(scratch.path(), 50).unwrap();
+    train(&mut run, &mut 0, diverge(1000)).unwrap();
+    drop(run);
+    std::fs::write(scratch.path().join("metrics.csv"), "global_step,wall_seconds,tag,value\n").unwrap();
+    let error = start_with(&[&format!("--resume={dir}")]).err().expect("refused").to_string();
+    let wanted = format!("--resume {dir}: metrics.csv has 35 bytes, resuming needs its first ");
+    assert!(error.starts_with(&wanted), "{error}");
+}
