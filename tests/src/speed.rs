@@ -7,6 +7,7 @@
 
 mod networks;
 mod peers;
+mod process;
 mod report;
 mod rows;
 mod training;
@@ -15,11 +16,12 @@ mod vectorised;
 use common::cli::positive;
 use common::run::write_atomically;
 use envs::{Result, invalid};
+use networks::Library;
 use peers::Python;
 use rows::{Row, Subject, rows};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use training::Binaries;
+use training::{Binaries, build_stock_candle};
 
 /// Flags of the speed measurement.
 #[derive(clap::Args, Debug, Clone)]
@@ -51,6 +53,8 @@ struct Tools {
     python: Option<Python>,
     /// Where a row needs them.
     binaries: Option<Binaries>,
+    /// The program that updates networks with stock candle, where a row needs it.
+    stock_candle: Option<PathBuf>,
 }
 
 /// What one row showed.
@@ -88,13 +92,17 @@ pub fn speed(args: SpeedArgs) -> Result<()> {
         true => Some(Python::find(args.python.clone())?),
         false => None,
     };
-    let trains = rows.iter().any(|row| row.subjects.iter().any(|s| matches!(s, Subject::Train(_))));
-    let binaries = match (&args.bin_dir, trains) {
+    let any = |test: fn(&Subject) -> bool| rows.iter().any(|row| row.subjects.iter().any(test));
+    let binaries = match (&args.bin_dir, any(|subject| matches!(subject, Subject::Train(_)))) {
         (_, false) => None,
         (Some(dir), true) => Some(Binaries::in_folder(dir)?),
         (None, true) => Some(Binaries::build()?),
     };
-    let tools = Tools { python, binaries };
+    let stock_candle = match any(|subject| matches!(subject, Subject::Update(Library::StockCandle, _))) {
+        true => Some(build_stock_candle()?),
+        false => None,
+    };
+    let tools = Tools { python, binaries, stock_candle };
 
     let machine = report::machine(tools.python.as_ref());
     for line in &machine {

@@ -1,12 +1,16 @@
 //! One update of a small network: forward, mean squared error to fixed targets, backward, Adam.
 
-use super::Run;
+use super::process::Process;
+use super::{Run, Tools};
+use anyhow::Context;
 use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::Optimizer;
 use common::nn;
 use envs::{Result, Rng, rng};
 use rand::RngExt;
 use std::fmt;
+use std::path::Path;
+use std::process::Command;
 use std::time::Instant;
 
 /// A multi-layer perceptron, its batch, and how many updates make a run.
@@ -30,13 +34,26 @@ impl fmt::Display for Network {
     }
 }
 
+impl Network {
+    /// What has `tests/peers/candle` do these updates.
+    fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new(program);
+        command.arg(if self.tanh { "tanh" } else { "relu" });
+        command.args([self.batch, self.updates].iter().chain(self.sizes).map(usize::to_string));
+        command.env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
+        command
+    }
+}
+
 /// Who does the update.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Library {
     /// `common::nn`.
     PlainRl,
-    /// `candle_nn`, on one thread, with the allocator and the matrix products that PlainRL has.
+    /// `candle_nn` as it comes, in a program of its own.
     StockCandle,
+    /// `candle_nn` with the allocator and the AVX-512 matrix products that PlainRL has.
+    TunedCandle,
     /// Nothing but the matrix products that an update cannot do without.
     BareProducts,
 }
@@ -46,6 +63,7 @@ impl Library {
         match self {
             Library::PlainRl => "PlainRL",
             Library::StockCandle => "candle",
+            Library::TunedCandle => "candle, tuned",
             Library::BareProducts => "bare matrix products",
         }
     }
@@ -54,10 +72,18 @@ impl Library {
 const LEARNING_RATE: f64 = 3e-4;
 
 /// A run is the network's number of updates; its result is microseconds per update.
-pub fn start(library: Library, network: &'static Network) -> Result<Run<'static>> {
+pub fn start(library: Library, network: &'static Network, tools: &Tools) -> Result<Run<'static>> {
     Ok(match library {
         Library::PlainRl => timed(network.updates, plain_rl(network)?),
-        Library::StockCandle => timed(network.updates, stock_candle(network)?),
+        Library::StockCandle => {
+            let program = tools.stock_candle.as_ref().context("no program stock-candle")?;
+            let mut process = Process::start(network.command(program))?;
+            Box::new(move || {
+                let done = process.run()?;
+                Ok(done.seconds / done.steps * 1e6)
+            })
+        }
+        Library::TunedCandle => timed(network.updates, candle(network)?),
         Library::BareProducts => timed(network.updates, bare_products(network)),
     })
 }
@@ -97,7 +123,7 @@ fn plain_rl(network: &Network) -> Result<impl FnMut() -> Result<Tensor> + 'stati
 }
 
 /// The same.
-fn stock_candle(network: &Network) -> Result<impl FnMut() -> Result<Tensor> + 'static> {
+fn candle(network: &Network) -> Result<impl FnMut() -> Result<Tensor> + 'static> {
     let parameters = candle_nn::VarMap::new();
     let vb = candle_nn::VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
     let mut layers = Vec::new();
@@ -225,6 +251,6 @@ mod tests {
     #[test]
     fn both_libraries_learn_in_their_updates() {
         halves_its_loss(plain_rl(&LARGE).unwrap());
-        halves_its_loss(stock_candle(&LARGE).unwrap());
+        halves_its_loss(candle(&LARGE).unwrap());
     }
 }

@@ -1,14 +1,13 @@
 //! Python libraries, each in a process of its own that makes a run whenever it is asked to.
 
 use super::Run;
-use anyhow::{Context, bail};
+use super::process::Process;
+use anyhow::bail;
 use envs::{Result, invalid};
-use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 /// How what is missing is installed.
 const INSTALL: &str = "python -m pip install -r tests/peers/requirements.txt";
@@ -156,7 +155,10 @@ impl Workload {
         };
         limit_threads(&mut command, threads);
         let mut process = Process::start(command)?;
-        Ok(Box::new(move || process.run()))
+        Ok(Box::new(move || {
+            let done = process.run()?;
+            Ok(done.steps / done.seconds)
+        }))
     }
 }
 
@@ -170,91 +172,9 @@ fn limit_threads(command: &mut Command, threads: usize) {
     command.env("XLA_FLAGS", flags).env("JAX_PLATFORMS", "cpu").env("CUDA_VISIBLE_DEVICES", "");
 }
 
-/// A process that answers each line with one of JSON; see `measured.py`. It ends when its
-/// standard input does.
-struct Process {
-    child: Child,
-    requests: Option<ChildStdin>,
-    answers: BufReader<ChildStdout>,
-    stderr: std::fs::File,
-}
-
-#[derive(Deserialize)]
-struct Answer {
-    steps: f64,
-    seconds: f64,
-}
-
-impl Process {
-    fn start(mut command: Command) -> Result<Self> {
-        let stderr = tempfile::tempfile()?;
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr.try_clone()?);
-        let mut child = command.spawn().context("starting Python")?;
-        let requests = child.stdin.take();
-        let answers = BufReader::new(child.stdout.take().context("standard output is piped")?);
-        Ok(Self { child, requests, answers, stderr })
-    }
-
-    /// Steps per second of one run.
-    fn run(&mut self) -> Result<f64> {
-        let mut line = String::new();
-        let asked = self.requests.as_mut().context("standard input is piped")?.write_all(b"\n");
-        if asked.is_ok() {
-            self.answers.read_line(&mut line)?;
-        }
-        match serde_json::from_str::<Answer>(&line) {
-            Ok(answer) => Ok(answer.steps / answer.seconds),
-            Err(_) => bail!("{}", self.last_words()?),
-        }
-    }
-
-    /// How the process ended and the last line it wrote.
-    fn last_words(&mut self) -> Result<String> {
-        self.requests = None;
-        let status = self.child.wait()?;
-        let mut stderr = String::new();
-        self.stderr.seek(SeekFrom::Start(0))?;
-        self.stderr.read_to_string(&mut stderr)?;
-        let last = stderr.lines().rev().find(|line| !line.trim().is_empty());
-        Ok(format!("{status}: {}", last.unwrap_or("nothing on standard error")))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        self.requests = None;
-        // It is done measuring; how it ends is of no interest.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shell(script: &str) -> Process {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        Process::start(command).unwrap()
-    }
-
-    #[test]
-    fn a_run_is_steps_over_seconds() {
-        let mut process = shell(r#"while read line; do echo '{"steps": 30, "seconds": 1.5}'; done"#);
-        assert_eq!((process.run().unwrap(), process.run().unwrap()), (20.0, 20.0));
-    }
-
-    #[test]
-    fn a_crash_is_told_with_its_last_line() {
-        let mut process = shell(
-            r#"read line; echo '{"steps": 1, "seconds": 1}'
-               read line; echo a >&2; echo 'KeyError: 7' >&2; echo >&2; exit 3"#,
-        );
-        assert_eq!(process.run().unwrap(), 1.0);
-        let error = process.run().unwrap_err().to_string();
-        assert!(error.contains("exit status: 3") && error.ends_with(": KeyError: 7"), "{error}");
-    }
 
     #[test]
     fn what_is_missing_is_named_with_the_command_that_installs_it() {

@@ -188,9 +188,10 @@ Written by `cargo run -p regression -- speed --peers`, the peers installed by
 and then {runs} times by PlainRL and its peers in turns. The table has medians (least–greatest);
 times as fast is the ratio of the medians. Everything has one thread unless it says otherwise.
 
-- Updates: mean squared error to fixed targets. Candle is measured with the allocator and the
-  matrix products that PlainRL has. Bare matrix products are what an update cannot do without:
-  forward, each weight's gradient, and each input's but the first's.
+- Updates: mean squared error to fixed targets. Candle is a program with candle-nn alone
+  ([tests/peers/candle](../tests/peers/candle)), an optimised build of its defaults; tuned, it has
+  the allocator and the AVX-512 matrix products that PlainRL has. Bare matrix products are what an
+  update cannot do without: forward, each weight's gradient, and each input's but the first's.
 - Training: what is timed is the training loop: of PlainRL's program without its final evaluation,
   of the peers `learn()` after one warm-up `learn()`, without imports and compilation. Steps before
   learning starts are not counted. Where PPO or DQN has the goal in terms of Stable-Baselines3's PPO,

@@ -57,7 +57,7 @@ pub enum Goal {
 
 /// Someone who does the work of a row.
 pub enum Subject {
-    /// Updates of a network, in this process.
+    /// Updates of a network.
     Update(Library, &'static Network),
     /// A program of an algorithm.
     Train(Training),
@@ -80,7 +80,7 @@ impl Subject {
     /// Gets it ready to make runs.
     pub fn start<'a>(&'a self, tools: &'a Tools) -> Result<Run<'a>> {
         match self {
-            Subject::Update(library, network) => networks::start(*library, network),
+            Subject::Update(library, network) => networks::start(*library, network, tools),
             Subject::Train(training) => Ok(Box::new(|| training.run(tools.binaries.as_ref()))),
             Subject::Step { env_id, num_envs, steps } => vectorised::start(env_id, *num_envs, *steps),
             Subject::Python(workload) => workload.start(tools.python.as_ref()),
@@ -93,7 +93,7 @@ impl Subject {
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![
         update("update-64", &networks::SMALL, vec![at_least(1, 6.0)]),
-        update("update-256", &networks::LARGE, vec![at_least(1, 4.0), at_least(2, 1.0 / 1.5)]),
+        update("update-256", &networks::LARGE, vec![at_least(1, 4.0), at_least(3, 1.0 / 1.5)]),
         Row {
             name: "ppo-4x128".into(),
             title: "PPO, CartPole-v1, 4 environments × 128 steps, 4 epochs of 4 minibatches".into(),
@@ -204,7 +204,7 @@ fn update(name: &str, network: &'static Network, goals: Vec<Goal>) -> Row {
         name: name.into(),
         title: format!("update (forward, backward, Adam) of {network}"),
         unit: Unit::MicrosecondsPerUpdate,
-        subjects: [Library::PlainRl, Library::StockCandle, Library::BareProducts]
+        subjects: [Library::PlainRl, Library::StockCandle, Library::TunedCandle, Library::BareProducts]
             .map(|library| Subject::Update(library, network))
             .into(),
         goals,

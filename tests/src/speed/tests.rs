@@ -66,7 +66,7 @@ fn goals_are_of_subjects_that_there_are() {
 #[test]
 fn a_subject_that_fails_does_not_stop_the_others() {
     let row = select(rows(), &["ppo-4x128".into()]).unwrap().remove(0);
-    let tools = Tools { python: None, binaries: None };
+    let tools = Tools { python: None, binaries: None, stock_candle: None };
     let samples = measure(row, &tools, 1).samples;
     assert_eq!(samples[0].as_ref().unwrap_err(), "no program ppo");
     assert_eq!(samples[1].as_ref().unwrap_err(), "measured with --peers only");
@@ -94,7 +94,7 @@ fn the_table_has_medians_ratios_and_goals() {
                 Err("gone".into()),
             ],
         ),
-        measured("update-64", vec![Ok(vec![60.0, 50.0]), Ok(vec![550.0]), Ok(vec![44.0])]),
+        measured("update-64", vec![Ok(vec![60.0, 50.0]), Ok(vec![550.0]), Ok(vec![400.0]), Ok(vec![44.0])]),
         measured("ppo-score", vec![Ok(vec![3.0, 0.5, 2.999])]),
     ];
     let text = report::markdown(&["Machine: abacus".into()], 3, &results);

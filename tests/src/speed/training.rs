@@ -1,4 +1,4 @@
-//! Training runs of the algorithms' own programs.
+//! Training runs of the algorithms' own programs, and how programs are built.
 
 use anyhow::{Context, bail, ensure};
 use envs::{Result, invalid};
@@ -43,19 +43,7 @@ impl Binaries {
     /// # Errors
     /// They do not build.
     pub fn build() -> Result<Self> {
-        let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-        let output = Command::new(cargo)
-            .args(["build", "--workspace", "--bins", "--message-format", "json-render-diagnostics"])
-            .current_dir(super::repository())
-            .stderr(Stdio::inherit())
-            .output()
-            .context("starting cargo")?;
-        ensure!(output.status.success(), "cargo build --workspace --bins: {}", output.status);
-        let messages = String::from_utf8_lossy(&output.stdout);
-        let built: Vec<PathBuf> = messages
-            .lines()
-            .filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable)
-            .collect();
+        let built = cargo_build(&["--workspace", "--bins"])?;
         let mut found = BTreeMap::new();
         for name in ALGORITHMS {
             let path = built.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
@@ -63,6 +51,33 @@ impl Binaries {
         }
         Ok(Self(found))
     }
+}
+
+/// Builds `tests/peers/candle`, candle as it comes, and returns its program.
+///
+/// # Errors
+/// It does not build.
+pub fn build_stock_candle() -> Result<PathBuf> {
+    let package = ["--release", "--manifest-path", "tests/peers/candle/Cargo.toml"];
+    let built = cargo_build(&[&package[..], &["--target-dir", "target/stock-candle"]].concat())?;
+    built.into_iter().next().context("tests/peers/candle made no program")
+}
+
+/// Runs `cargo build` in the repository and returns the programs that it made.
+fn cargo_build(flags: &[&str]) -> Result<Vec<PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .arg("build")
+        .args(flags)
+        .args(["--message-format", "json-render-diagnostics"])
+        .current_dir(super::repository())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo")?;
+    ensure!(output.status.success(), "cargo build {}: {}", flags.join(" "), output.status);
+    let messages = String::from_utf8_lossy(&output.stdout);
+    let programs = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable);
+    Ok(programs.collect())
 }
 
 /// A training run.
