@@ -56,29 +56,39 @@ fn forward(layers: &[Linear], x: &Tensor) -> Result<Tensor> {
 
 /// Forward, mean squared error, backward, Adam.
 #[divan::bench(args = &NETWORKS)]
-fn mlp_update(bencher: Bencher, mlp: &Mlp) -> Result<()> {
+fn mlp_update(bencher: Bencher, mlp: &Mlp) {
+    update_mlp(bencher, mlp).expect("the network is built");
+}
+
+fn update_mlp(bencher: Bencher, mlp: &Mlp) -> Result<()> {
     let parameters = VarMap::new(1);
     let layers = mlp.layers(&VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu))?;
     let mut optimizer = Adam::new(&parameters, 3e-4)?;
     let x = normal(&[mlp.batch, mlp.sizes[0]])?;
     let targets = normal(&[mlp.batch, mlp.sizes[mlp.sizes.len() - 1]])?;
-    bencher.bench_local(|| {
+    let mut update = || {
         let loss = (forward(&layers, &x)? - &targets)?.sqr()?.mean_all()?;
         optimizer.backward_step(&loss)
-    });
+    };
+    bencher.bench_local(|| update().expect("an update"));
     Ok(())
 }
 
 /// What acting takes: numbers in, numbers out.
 #[divan::bench(args = &NETWORKS, consts = [1, 4])]
-fn mlp_inference<const BATCH: usize>(bencher: Bencher, mlp: &Mlp) -> Result<()> {
+fn mlp_inference<const BATCH: usize>(bencher: Bencher, mlp: &Mlp) {
+    infer(bencher, mlp, BATCH).expect("the network is built");
+}
+
+fn infer(bencher: Bencher, mlp: &Mlp, batch: usize) -> Result<()> {
     let parameters = VarMap::new(1);
     let layers = mlp.layers(&VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu))?;
-    let observations = vec![0.5; BATCH * mlp.sizes[0]];
-    bencher.bench_local(|| {
-        let x = Tensor::from_slice(&observations, (BATCH, mlp.sizes[0]), &Device::Cpu)?;
+    let observations = vec![0.5; batch * mlp.sizes[0]];
+    let act = || {
+        let x = Tensor::from_slice(&observations, (batch, mlp.sizes[0]), &Device::Cpu)?;
         forward(&layers, &x)?.flatten_all()?.to_vec1::<f32>()
-    });
+    };
+    bencher.bench_local(|| act().expect("values"));
     Ok(())
 }
 
@@ -104,7 +114,11 @@ impl fmt::Display for Images {
 
 /// Forward, mean square, backward, Adam.
 #[divan::bench(args = &IMAGES)]
-fn convolution_update(bencher: Bencher, images: &Images) -> Result<()> {
+fn convolution_update(bencher: Bencher, images: &Images) {
+    update_convolution(bencher, images).expect("the network is built");
+}
+
+fn update_convolution(bencher: Bencher, images: &Images) -> Result<()> {
     let parameters = VarMap::new(1);
     let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
     let mut channels = 4;
@@ -117,9 +131,10 @@ fn convolution_update(bencher: Bencher, images: &Images) -> Result<()> {
     }
     let mut optimizer = Adam::new(&parameters, 3e-4)?;
     let x = normal(&[32, images.size, images.size, 4])?;
-    bencher.bench_local(|| {
+    let mut update = || {
         let y = layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x))?;
         optimizer.backward_step(&y.sqr()?.mean_all()?)
-    });
+    };
+    bencher.bench_local(|| update().expect("an update"));
     Ok(())
 }

@@ -17,13 +17,17 @@ fn ids() -> Vec<&'static str> {
 
 /// `NUM_ENVS` copies; the items counted are steps, those of each copy.
 #[divan::bench(args = ids(), consts = [1, 64])]
-fn step<const NUM_ENVS: usize>(bencher: Bencher, id: &str) -> Result<()> {
+fn step<const NUM_ENVS: usize>(bencher: Bencher, id: &str) {
+    measure(bencher, id, NUM_ENVS).expect(id);
+}
+
+fn measure(bencher: Bencher, id: &str, num_envs: usize) -> Result<()> {
     const CALLS: usize = 256; // for so many calls actions are drawn, then used again
-    let mut envs = VecEnv::make(id, NUM_ENVS, 1)?;
+    let mut envs = VecEnv::make(id, num_envs, 1)?;
     let mut rng = rng(1, 1);
     let size = envs.spec().action_space.size();
     let (mut indices, mut numbers) = (Vec::new(), Vec::new());
-    for _ in 0..CALLS * NUM_ENVS {
+    for _ in 0..CALLS * num_envs {
         match &envs.spec().action_space {
             Space::Discrete { n } => indices.push(rng.random_range(0..*n as u32)),
             Space::Box { low, high, .. } => {
@@ -33,13 +37,14 @@ fn step<const NUM_ENVS: usize>(bencher: Bencher, id: &str) -> Result<()> {
         }
     }
     let mut call = 0;
-    bencher.counter(ItemsCount::new(NUM_ENVS)).bench_local(|| {
-        let first = call % CALLS * NUM_ENVS;
+    let mut step = || {
+        let first = call % CALLS * num_envs;
         call += 1;
         match numbers.is_empty() {
-            true => envs.step(Actions::Discrete(&indices[first..first + NUM_ENVS])),
-            false => envs.step(Actions::Continuous(&numbers[first * size..(first + NUM_ENVS) * size])),
+            true => envs.step(Actions::Discrete(&indices[first..first + num_envs])),
+            false => envs.step(Actions::Continuous(&numbers[first * size..(first + num_envs) * size])),
         }
-    });
+    };
+    bencher.counter(ItemsCount::new(num_envs)).bench_local(|| step().expect(id));
     Ok(())
 }

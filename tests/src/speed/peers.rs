@@ -70,6 +70,9 @@ impl Python {
     pub fn find(interpreter: Option<OsString>) -> Result<Self> {
         let variable = || std::env::var_os("PLAINRL_PYTHON").filter(|name| !name.is_empty());
         let interpreter = interpreter.or_else(variable).unwrap_or_else(|| "python3".into());
+        // Peers run in folders of their own, where a relative path would mean another file.
+        let is_path = Path::new(&interpreter).components().count() > 1;
+        let interpreter = if is_path { std::path::absolute(interpreter)?.into() } else { interpreter };
         let mut packages: Vec<&str> = Peer::ALL.iter().flat_map(|peer| peer.packages()).copied().collect();
         packages.sort_unstable();
         packages.dedup();

@@ -13,6 +13,8 @@ pub struct Process {
     requests: Option<ChildStdin>,
     answers: BufReader<ChildStdout>,
     stderr: std::fs::File,
+    /// Where it runs and leaves what it leaves: logs of Stable-Baselines3 and of MuJoCo.
+    _folder: tempfile::TempDir,
 }
 
 /// A run.
@@ -27,13 +29,15 @@ impl Process {
     /// Starts `command`.
     pub fn start(mut command: Command) -> Result<Self> {
         let stderr = tempfile::tempfile()?;
+        let folder = tempfile::tempdir()?;
+        command.current_dir(folder.path()).env("TMPDIR", folder.path());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr.try_clone()?);
         let mut child = command
             .spawn()
             .with_context(|| format!("starting {}", command.get_program().to_string_lossy()))?;
         let requests = child.stdin.take();
         let answers = BufReader::new(child.stdout.take().context("standard output is piped")?);
-        Ok(Self { child, requests, answers, stderr })
+        Ok(Self { child, requests, answers, stderr, _folder: folder })
     }
 
     /// Asks for a run.

@@ -159,9 +159,9 @@ pub fn text(measured: &Measured) -> String {
     let mut out = format!("{}: {}, {}\n", row.name, row.title, row.unit.name());
     for line in lines(measured) {
         let Line { ours, peer, theirs, ratio, goal, met } = line;
-        let _ = write!(out, "    PlainRL {ours:<28}");
+        let _ = write!(out, "    PlainRL {ours}");
         if peer != NONE {
-            let _ = write!(out, " {peer} {theirs}, times as fast: {ratio}");
+            let _ = write!(out, "; {peer} {theirs}; times as fast: {ratio}");
         }
         if goal != NONE {
             let _ = write!(out, ", goal {goal}: {met}");
