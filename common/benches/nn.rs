@@ -16,7 +16,7 @@ fn main() {
     divan::main();
 }
 
-/// A multi-layer perceptron and the batch that it is given.
+/// A multi-layer perceptron and the batch of its updates.
 struct Mlp {
     sizes: &'static [usize],
     activation: Activation, // after all layers but the last
@@ -31,7 +31,8 @@ const NETWORKS: [Mlp; 2] = [
 
 impl fmt::Display for Mlp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:?} {:?}, batch {}", self.sizes, self.activation, self.batch)
+        let sizes: Vec<String> = self.sizes.iter().map(usize::to_string).collect();
+        write!(f, "{} {:?}", sizes.join("-"), self.activation)
     }
 }
 
@@ -54,7 +55,7 @@ fn forward(layers: &[Linear], x: &Tensor) -> Result<Tensor> {
     layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x))
 }
 
-/// Forward, mean squared error, backward, Adam.
+/// Forward, mean squared error, backward, Adam; batches of 128 and 256.
 #[divan::bench(args = &NETWORKS)]
 fn mlp_update(bencher: Bencher, mlp: &Mlp) {
     update_mlp(bencher, mlp).expect("the network is built");
@@ -74,7 +75,7 @@ fn update_mlp(bencher: Bencher, mlp: &Mlp) -> Result<()> {
     Ok(())
 }
 
-/// What acting takes: numbers in, numbers out.
+/// What acting in 1 or 4 environments takes: numbers in, numbers out.
 #[divan::bench(args = &NETWORKS, consts = [1, 4])]
 fn mlp_inference<const BATCH: usize>(bencher: Bencher, mlp: &Mlp) {
     infer(bencher, mlp, BATCH).expect("the network is built");
@@ -83,7 +84,7 @@ fn mlp_inference<const BATCH: usize>(bencher: Bencher, mlp: &Mlp) {
 fn infer(bencher: Bencher, mlp: &Mlp, batch: usize) -> Result<()> {
     let parameters = VarMap::new(1);
     let layers = mlp.layers(&VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu))?;
-    let observations = vec![0.5; batch * mlp.sizes[0]];
+    let observations = vec![0.5_f32; batch * mlp.sizes[0]];
     let act = || {
         let x = Tensor::from_slice(&observations, (batch, mlp.sizes[0]), &Device::Cpu)?;
         forward(&layers, &x)?.flatten_all()?.to_vec1::<f32>()
@@ -108,11 +109,11 @@ const IMAGES: [Images; 2] = [
 
 impl fmt::Display for Images {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{0}x{0}x4, batch 32", self.size)
+        write!(f, "{0}x{0}x4", self.size)
     }
 }
 
-/// Forward, mean square, backward, Adam.
+/// Forward, mean square, backward, Adam; batches of 32.
 #[divan::bench(args = &IMAGES)]
 fn convolution_update(bencher: Bencher, images: &Images) {
     update_convolution(bencher, images).expect("the network is built");
