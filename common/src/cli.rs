@@ -1,6 +1,7 @@
 //! The command line: every hyper-parameter is a documented field, `--config FILE.toml` gives any
 //! of them from a file, and bad input ends with one line and exit code 2.
 
+use crate::nn::with_threads;
 use anyhow::Context;
 use clap::{Arg, ArgAction, Args, Command, Parser, error::ErrorKind};
 use envs::{InvalidInput, Result, invalid};
@@ -87,9 +88,10 @@ impl RunArgs {
 
 /// Parses the command line, runs `train`, and turns an error into one line on standard error:
 /// exit code 2 for input that cannot be accepted, 1 for everything else.
-pub fn main<A: Parser>(train: fn(A) -> Result<()>) -> ExitCode {
+pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
     limit_thread_pools();
-    match parse_from(std::env::args_os()).and_then(train) {
+    let run = |(args, threads)| with_threads(threads, || train(args))?;
+    match parse(std::env::args_os()).and_then(run) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(report(&error)),
     }
@@ -127,9 +129,18 @@ fn limit_thread_pools() {
 /// # Errors
 /// [`InvalidInput`] for everything a user can get wrong; `clap::Error` for `--help`.
 pub fn parse_from<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<A> {
+    Ok(parse(argv)?.0)
+}
+
+/// [`parse_from`], and the value of `--threads`.
+fn parse<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<(A, usize)> {
     let command = configure(A::command());
     let argv = expand_configs(&command, argv)?;
-    let parse = || A::from_arg_matches_mut(&mut command.clone().try_get_matches_from(argv)?);
+    let parse = || -> std::result::Result<(A, usize), clap::Error> {
+        let mut matches = command.clone().try_get_matches_from(argv)?;
+        let threads = matches.try_get_one("threads").ok().flatten().copied().unwrap_or(1);
+        Ok((A::from_arg_matches_mut(&mut matches)?, threads))
+    };
     parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => anyhow::Error::new(error),
         _ => anyhow::Error::new(InvalidInput(brief(&error))),

@@ -65,19 +65,10 @@ impl Curve {
     ///   `label (1 seed, 10–90% of episodes)`.
     pub fn from_runs(label: impl Into<String>, runs: &[Vec<(f64, f64)>], points: usize) -> Self {
         let label = label.into();
-        let runs: Vec<Vec<(f64, f64)>> = runs.iter().map(|run| tidy(run)).filter(|r| !r.is_empty()).collect();
-        if runs.is_empty() || points == 0 {
-            return Self { label, xs: vec![], mean: vec![], low: vec![], high: vec![] };
+        let (runs, xs, half_window) = grid(runs, points);
+        if xs.is_empty() {
+            return Self { label, xs, mean: vec![], low: vec![], high: vec![] };
         }
-        let start = runs.iter().map(|run| run[0].0).fold(f64::MIN, f64::max);
-        let end = runs.iter().map(|run| run[run.len() - 1].0).fold(f64::MAX, f64::min);
-        let xs = if start < end && points > 1 {
-            let last = (points - 1) as f64;
-            (0..points).map(|i| start + (end - start) * (i as f64 / last)).collect()
-        } else {
-            vec![start.max(end)]
-        };
-        let half_window = (end - start).max(0.0) * WINDOW / 2.0;
 
         if let [run] = &runs[..] {
             let label = format!("{label} (1 seed, 10–90% of episodes)");
@@ -118,6 +109,13 @@ impl Curve {
         curve
     }
 
+    /// The smoothed returns of each run at the steps of [`Curve::from_runs`]: `[run][point]`, runs
+    /// without usable episodes left out.
+    pub fn of_each_run(runs: &[Vec<(f64, f64)>], points: usize) -> Vec<Vec<f64>> {
+        let (runs, xs, half_window) = grid(runs, points);
+        runs.iter().map(|run| xs.iter().map(|&x| running_mean(run, x, half_window)).collect()).collect()
+    }
+
     /// The points that can be drawn: a band edge that is not a number falls back to the mean, a
     /// point whose step or mean is not one is dropped.
     fn drawable(&self) -> Series {
@@ -153,10 +151,31 @@ fn is_drawable(value: f64) -> bool {
 }
 
 /// The usable episodes of a run in the order in which they ended.
-fn tidy(run: &[(f64, f64)]) -> Vec<(f64, f64)> {
+fn tidy(run: &[(f64, f64)]) -> Episodes {
     let mut run: Vec<_> = run.iter().copied().filter(|(x, y)| is_drawable(*x) && is_drawable(*y)).collect();
     run.sort_by(|a, b| a.0.total_cmp(&b.0));
     run
+}
+
+/// A run: its episodes, (step, return).
+type Episodes = Vec<(f64, f64)>;
+
+/// The usable runs, `points` evenly spaced steps over what all of them cover, and half of the
+/// window in which episodes are averaged.
+fn grid(runs: &[Episodes], points: usize) -> (Vec<Episodes>, Vec<f64>, f64) {
+    let runs: Vec<Episodes> = runs.iter().map(|run| tidy(run)).filter(|run| !run.is_empty()).collect();
+    if runs.is_empty() || points == 0 {
+        return (runs, vec![], 0.0);
+    }
+    let start = runs.iter().map(|run| run[0].0).fold(f64::MIN, f64::max);
+    let end = runs.iter().map(|run| run[run.len() - 1].0).fold(f64::MAX, f64::min);
+    let xs = if start < end && points > 1 {
+        let last = (points - 1) as f64;
+        (0..points).map(|i| start + (end - start) * (i as f64 / last)).collect()
+    } else {
+        vec![start.max(end)]
+    };
+    (runs, xs, (end - start).max(0.0) * WINDOW / 2.0)
 }
 
 /// The episodes that ended at most `half_window` steps from `x`.

@@ -39,9 +39,9 @@ pub const MAX_EVALUATION_STEPS: u32 = 27_000;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// The run was interrupted by Ctrl-C; its state was saved.
+/// The program was interrupted by Ctrl-C and saved its state; exit code 130. Holds the line to print.
 #[derive(Debug)]
-pub struct Interrupted(String);
+pub struct Interrupted(pub String);
 
 impl std::fmt::Display for Interrupted {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

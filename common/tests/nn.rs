@@ -277,7 +277,7 @@ proptest! {
         let actions = Tensor::new(actions, &Device::Cpu).unwrap().narrow(0, 1, batch).unwrap();
         let log_probs = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap();
 
-        let policy = Categorical::new(&logits);
+        let policy = Categorical::new(&logits).unwrap();
         let stock = log_probs.gather(&actions.unsqueeze(1).unwrap(), 1).unwrap().squeeze(1).unwrap();
         same(&policy.log_prob(&actions).unwrap(), &stock, &[&var], 1e-5, rng);
         let stock = (log_probs.exp().unwrap() * log_probs).unwrap().sum(D::Minus1).unwrap().neg().unwrap();

@@ -20,6 +20,8 @@ pub struct Gate {
     /// Further flags. Defaults are what users run, so there should be few.
     #[serde(default)]
     pub args: Vec<String>,
+    /// A short name for these flags, in the names of result files [default: the flags themselves].
+    pub variant: Option<String>,
     /// Seeds, run side by side.
     pub seeds: Vec<u64>,
     /// Which rows of `metrics.csv` count.
@@ -101,9 +103,9 @@ pub fn check(algorithm: &str, binary: &str) {
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
-/// Why gates on `env_id` are skipped, if they are: it is a task of MuJoCo's, MuJoCo is not
+/// Why runs on `env_id` are skipped, if they are: it is a task of MuJoCo's, MuJoCo is not
 /// installed, and no `REQUIRE_MUJOCO=1` asks for the failure.
-fn skipped(env_id: &str) -> Option<String> {
+pub fn skipped(env_id: &str) -> Option<String> {
     let is_mujoco = envs::mujoco::registered().iter().any(|task| task.id == env_id);
     let required = std::env::var("REQUIRE_MUJOCO").is_ok_and(|value| value == "1");
     let error = envs::make(env_id).err().filter(|_| is_mujoco && !required)?;
@@ -165,22 +167,20 @@ fn run_seeds(gate: &Gate, binary: &str, dir: &Path) -> Result<Vec<SeedResult>> {
 
 fn read_result(gate: &Gate, seed: u64, run_dir: &Path) -> Result<SeedResult> {
     let rows = read_metrics(&run_dir.join("metrics.csv"))?;
-    let values: Vec<f64> = rows.iter().filter(|row| row.tag == gate.metric).map(|row| row.value).collect();
-    ensure!(
-        values.len() >= gate.last,
-        "{}, seed {seed}: metrics.csv has {} rows of {}, {} are needed",
-        gate.algorithm,
-        values.len(),
-        gate.metric,
-        gate.last
-    );
-    let last = &values[values.len() - gate.last..];
+    let value = mean_of_last(&rows, &gate.metric, gate.last);
+    let value = value.with_context(|| format!("{}, seed {seed}", gate.algorithm))?;
     let returns = rows.iter().filter(|row| row.tag == "charts/episodic_return");
-    Ok(SeedResult {
-        seed,
-        value: last.iter().sum::<f64>() / last.len() as f64,
-        returns: returns.map(|row| (row.step, row.value)).collect(),
-    })
+    Ok(SeedResult { seed, value, returns: returns.map(|row| (row.step, row.value)).collect() })
+}
+
+/// Mean of the last `last` rows of `metric`.
+///
+/// # Errors
+/// Fewer such rows than that.
+pub fn mean_of_last(rows: &[Row], metric: &str, last: usize) -> Result<f64> {
+    let values: Vec<f64> = rows.iter().filter(|row| row.tag == metric).map(|row| row.value).collect();
+    ensure!(values.len() >= last, "metrics.csv has {} rows of {metric}, {last} are needed", values.len(),);
+    Ok(values[values.len() - last..].iter().sum::<f64>() / last as f64)
 }
 
 /// One row of `metrics.csv`.
@@ -381,6 +381,7 @@ mod tests {
             env_id: "CartPole-v1".into(),
             steps: 10,
             args: vec![],
+            variant: None,
             seeds: vec![1, 2, 3],
             metric: "eval/episodic_return".into(),
             last: 1,
@@ -421,6 +422,7 @@ mod tests {
     #[test]
     fn every_gate_names_its_source_and_no_recalled_number() {
         for gate in gates().unwrap() {
+            assert!(gate.last >= 1, "{gate:?}");
             assert!(!gate.source.is_empty() && !gate.source.contains("recalled"), "{gate:?}");
             assert!(gate.seeds.len() >= 3, "{gate:?}");
         }

@@ -364,7 +364,7 @@ fn train(args: &Args, world: &World) -> Result<()> {
         actors.tell(&Order::Act(agent.parameters.save()?))?;
         let batch_size = rollout.rewards.len();
         if batch_size > 0 {
-            let policy = Categorical::new(&agent.actor.forward(&rollout.observations)?);
+            let policy = Categorical::new(&agent.actor.forward(&rollout.observations)?)?;
             let log_probs = policy.log_prob(&Tensor::from_slice(&rollout.actions, batch_size, &device)?)?;
             let values = agent.critic.forward(&rollout.observations)?.flatten_all()?;
             let next_values = agent.critic.apply(&rollout.next_observations)?;

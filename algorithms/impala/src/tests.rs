@@ -124,7 +124,7 @@ fn nothing_is_learned_from_what_the_policy_would_never_do() {
 fn the_losses_descend_towards_good_actions_and_targets() {
     // At logits z the gradient of −A ln softmax(z)_a is A (π − e_a).
     let logits = Var::new(&[[0.3_f32, -0.2]], &Device::Cpu).unwrap();
-    let policy = Categorical::new(logits.as_tensor());
+    let policy = Categorical::new(logits.as_tensor()).unwrap();
     let actions = Tensor::new(&[1_u32], &Device::Cpu).unwrap();
     let advantages = Tensor::new(&[2.0_f32], &Device::Cpu).unwrap();
     let loss = policy_loss(&policy.log_prob(&actions).unwrap(), &advantages).unwrap();

@@ -54,7 +54,7 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam, α
-    #[arg(long, default_value_t = 2e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 2.5e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Parallel environments
     #[arg(long, default_value_t = 4, value_parser = cli::positive)]
@@ -155,13 +155,12 @@ impl Network {
 /// One batch of experience, `[num_steps, num_envs]` row-major throughout.
 #[derive(Default)]
 struct Rollout {
-    observations: Vec<f32>,  // [num_steps, num_envs, observation_dim]
-    actions: Vec<u32>,       // a_t
-    log_probs: Vec<f32>,     // ln π_θ_old(a_t|s_t)
-    rewards: Vec<f32>,       // r_t
-    values: Vec<f32>,        // V(s_t)
-    next_values: Vec<f32>,   // V(s_{t+1}), from `next_values`
-    episode_over: Vec<bool>, // terminated or truncated
+    observations: Vec<f32>,         // [num_steps, num_envs, observation_dim]
+    actions: Vec<u32>,              // a_t
+    log_probs: Vec<f32>,            // ln π_θ_old(a_t|s_t)
+    rewards: Vec<f32>,              // r_t
+    values: Vec<f32>,               // V(s_t), with those after the last step: [num_steps + 1, num_envs]
+    final_values: Vec<Option<f32>>, // V of the state that an episode ended in, where one did
 }
 
 impl Rollout {
@@ -171,30 +170,33 @@ impl Rollout {
         let mut following = vec![0.0; num_envs]; // Â_{t+1} of each environment
         for t in (0..self.rewards.len()).rev() {
             let env = t % num_envs;
+            // Easy to miss and fatal: after an episode's end, what follows belongs to the next one.
+            let (next_value, next_advantage) = match self.final_values[t] {
+                Some(value) => (value, 0.0),
+                None => (self.values[t + num_envs], following[env]),
+            };
             // δ_t = r_t + γ V(s_{t+1}) − V(s_t)
-            let delta = self.rewards[t] + gamma * self.next_values[t] - self.values[t];
-            // Â_t = δ_t + γ λ Â_{t+1}; an episode's advantages do not reach into the one before
-            let carry = if self.episode_over[t] { 0.0 } else { following[env] };
-            following[env] = delta + gamma * gae_lambda * carry;
+            let delta = self.rewards[t] + gamma * next_value - self.values[t];
+            // Â_t = δ_t + γ λ Â_{t+1}
+            following[env] = delta + gamma * gae_lambda * next_advantage;
             advantages[t] = following[env];
         }
         advantages
     }
 }
 
-/// V(s_{t+1}) `[num_envs]` after a step of `envs`: 0 where the episode terminated, the value of its
-/// true last state where it was truncated, and elsewhere V of the current states, `values`.
-fn next_values(critic: &Network, envs: &VecEnv, values: &[f32]) -> Result<Vec<f32>> {
-    let mut next_values = values.to_vec();
-    for (env, last) in envs.final_observations().chunks_exact(envs.observation_dim()).enumerate() {
-        if envs.terminated()[env] {
-            next_values[env] = 0.0;
-        } else if envs.truncated()[env] {
-            // Easy to miss and fatal: `values` are those of the next episode here.
-            next_values[env] = critic.apply(last)?[0];
-        }
-    }
-    Ok(next_values)
+/// For each environment whose episode ended with the last step of `envs`, V of the state that it
+/// ended in: 0 where it terminated; where it was merely truncated, the critic's value of it.
+fn final_values(critic: &Network, envs: &VecEnv) -> Result<Vec<Option<f32>>> {
+    let last_states = envs.final_observations().chunks_exact(envs.observation_dim());
+    let endings = envs.terminated().iter().zip(envs.truncated()).zip(last_states);
+    endings
+        .map(|((&terminated, &truncated), last_state)| match (terminated, truncated) {
+            (true, _) => Ok(Some(0.0)),
+            (false, true) => Ok(Some(critic.apply(last_state)?[0])),
+            (false, false) => Ok(None),
+        })
+        .collect()
 }
 
 /// Draws a ~ softmax(logits) for each row; returns the actions and ln π(a).
@@ -222,15 +224,14 @@ fn greedy(logits: &[f32], num_actions: usize) -> Vec<u32> {
 
 /// −E[ min(r Â, clip(r, 1 − ε, 1 + ε) Â) ], from ln r `[batch]` and Â `[batch]`.
 fn policy_loss(log_ratio: &Tensor, advantages: &Tensor, clip_coef: f64) -> Result<Tensor> {
-    let ratio = log_ratio.exp()?;
-    let unclipped = (&ratio * advantages)?;
-    let clipped = (ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)? * advantages)?;
-    // The minimum is the pessimistic bound: a ratio past the clip range gets no gradient if it
-    // moved where the advantage points, and is still pulled back if it moved the other way.
-    Ok(unclipped.minimum(&clipped)?.mean_all()?.neg()?)
+    // Only one end of the range can be the minimum, that to which the advantage points: (1 + ε) Â for
+    // a positive and (1 − ε) Â for a negative one, Â + ε |Â| both. A ratio past it gets no gradient;
+    // one that moved the other way, however far, is still pulled back.
+    let bound = (advantages + (advantages.abs()? * clip_coef)?)?;
+    Ok((log_ratio.exp()? * advantages)?.minimum(&bound)?.mean_all()?.neg()?)
 }
 
-/// ½ E[ (V(s) − R̂)² ], from tensors `[batch]`; with `clip`, the larger of that and the loss of the
+/// ½ E[ (V(s) − R̂)² ], from tensors `[batch, 1]`; with `clip`, the larger of that and the loss of the
 /// value moved at most `clip` from `old_values`.
 fn value_loss(values: &Tensor, returns: &Tensor, old_values: &Tensor, clip: Option<f64>) -> Result<Tensor> {
     let unclipped = (values - returns)?.sqr()?;
@@ -301,22 +302,19 @@ fn train(args: Args) -> Result<()> {
 
         // Act: num_steps steps in each environment with the current policy.
         let mut rollout = Rollout::default();
-        let mut values = critic.apply(envs.observations())?;
         for _ in 0..num_steps {
             let (actions, log_probs) = sample(&actor.apply(envs.observations())?, num_actions, &mut rng);
             rollout.observations.extend_from_slice(envs.observations());
-            rollout.values.append(&mut values);
             envs.step(&actions)?;
             global_step += num_envs;
             run.episodes(global_step, envs.episodes())?;
-
-            values = critic.apply(envs.observations())?;
             rollout.actions.extend(actions);
             rollout.log_probs.extend(log_probs);
             rollout.rewards.extend_from_slice(envs.rewards());
-            rollout.next_values.extend(next_values(&critic, &envs, &values)?);
-            rollout.episode_over.extend(envs.terminated().iter().zip(envs.truncated()).map(|(a, b)| a | b));
+            rollout.final_values.extend(final_values(&critic, &envs)?);
         }
+        rollout.values = critic.apply(&rollout.observations)?;
+        rollout.values.extend(critic.apply(envs.observations())?);
 
         // Learn: several epochs of minibatches of that batch.
         let advantages = rollout.advantages(num_envs, args.gamma as f32, args.gae_lambda as f32);
@@ -339,15 +337,15 @@ fn train(args: Args) -> Result<()> {
                     normalise(&mut minibatch_advantages);
                 }
 
-                let policy = Categorical::new(&actor.forward(&observations)?);
+                let policy = Categorical::new(&actor.forward(&observations)?)?;
                 let log_ratio = (policy.log_prob(&actions)? - tensor(select(&rollout.log_probs))?)?;
                 let policy_loss = policy_loss(&log_ratio, &tensor(minibatch_advantages)?, args.clip_coef)?;
                 let entropy = policy.entropy()?.mean_all()?;
-                let values = critic.forward(&observations)?.flatten_all()?;
+                let column = |values: &[f32]| Tensor::from_vec(select(values), (minibatch_size, 1), &device);
                 let value_loss = value_loss(
-                    &values,
-                    &tensor(select(&returns))?,
-                    &tensor(select(&rollout.values))?,
+                    &critic.forward(&observations)?,
+                    &column(&returns)?,
+                    &column(&rollout.values)?,
                     args.clip_vloss.then_some(args.clip_coef),
                 )?;
                 // The entropy is a bonus: more of it makes the loss smaller.
@@ -357,9 +355,10 @@ fn train(args: Args) -> Result<()> {
                 // KL(π_old ‖ π) ≈ E[ (r − 1) − ln r ], never negative (Schulman 2020, "Approximating
                 // KL divergence").
                 let log_ratio: Vec<f32> = log_ratio.to_vec1()?;
-                approx_kl = log_ratio.iter().map(|l| l.exp_m1() - l).sum::<f32>() / minibatch_size as f32;
-                let outside =
-                    log_ratio.iter().filter(|l| f64::from(l.exp_m1().abs()) > args.clip_coef).count();
+                let change: Vec<f32> = log_ratio.iter().map(|l| l.exp_m1()).collect(); // r − 1
+                approx_kl =
+                    change.iter().zip(&log_ratio).map(|(c, l)| c - l).sum::<f32>() / change.len() as f32;
+                let outside = change.iter().filter(|c| f64::from(c.abs()) > args.clip_coef).count();
                 clipped.push(outside as f64 / minibatch_size as f64);
                 losses = [policy_loss.to_scalar()?, value_loss.to_scalar()?, entropy.to_scalar()?];
             }

@@ -10,14 +10,17 @@ const LAMBDA: f32 = 0.8;
 /// at step 3.
 fn rollout() -> Rollout {
     let mut rng = rng(5, 0);
-    let mut random = || (0..10).map(|_| rng.random::<f32>()).collect::<Vec<_>>();
-    let (rewards, values, next_values) = (random(), random(), random());
-    let mut rollout =
-        Rollout { rewards, values, next_values, episode_over: vec![false; 10], ..Rollout::default() };
-    rollout.next_values[4] = 0.0; // step 2 of environment 0
-    rollout.episode_over[4] = true;
-    rollout.episode_over[7] = true; // step 3 of environment 1
+    let mut random = |len| (0..len).map(|_| rng.random::<f32>()).collect::<Vec<_>>();
+    let (rewards, values) = (random(10), random(12));
+    let mut rollout = Rollout { rewards, values, final_values: vec![None; 10], ..Rollout::default() };
+    rollout.final_values[4] = Some(0.0); // step 2 of environment 0
+    rollout.final_values[7] = Some(0.7); // step 3 of environment 1
     rollout
+}
+
+/// V(s_{t+1}): row t + 1 of the values, or that of the state the episode ended in.
+fn next_value(rollout: &Rollout, t: usize) -> f32 {
+    rollout.final_values[t].unwrap_or(rollout.values[t + 2])
 }
 
 #[test]
@@ -29,9 +32,9 @@ fn advantages_are_discounted_sums_of_td_errors() {
             // Â_t = Σ_k (γλ)^k δ_{t+k}, up to the end of the episode
             let (mut sum, mut weight) = (0.0, 1.0);
             for t in (step..5).map(|s| s * 2 + env) {
-                sum += weight * (rollout.rewards[t] + GAMMA * rollout.next_values[t] - rollout.values[t]);
+                sum += weight * (rollout.rewards[t] + GAMMA * next_value(&rollout, t) - rollout.values[t]);
                 weight *= GAMMA * LAMBDA;
-                if rollout.episode_over[t] {
+                if rollout.final_values[t].is_some() {
                     break;
                 }
             }
@@ -46,13 +49,12 @@ fn advantages_with_lambda_1_are_returns_minus_values() {
     let advantages = rollout.advantages(2, GAMMA, 1.0);
     // Environment 1 from step 1: r + γ r + γ² (r + γ V(last state)) − V
     let (r, v) = (&rollout.rewards, &rollout.values);
-    let truncated = r[3] + GAMMA * (r[5] + GAMMA * (r[7] + GAMMA * rollout.next_values[7]));
-    // The rewards in between telescope only where V(s_{t+1}) is the next step's value.
-    let telescoped =
-        GAMMA * (rollout.next_values[3] - v[5]) + GAMMA.powi(2) * (rollout.next_values[5] - v[7]);
-    assert_abs_diff_eq!(advantages[3], truncated + telescoped - v[3], epsilon = 1e-5);
+    let truncated = r[3] + GAMMA * (r[5] + GAMMA * (r[7] + GAMMA * 0.7));
+    assert_abs_diff_eq!(advantages[3], truncated - v[3], epsilon = 1e-5);
     // Environment 0 at step 2 terminates: its reward is all there is.
     assert_abs_diff_eq!(advantages[4], r[4] - v[4], epsilon = 1e-6);
+    // At its last step the rollout is cut off, and bootstraps from the states after it.
+    assert_abs_diff_eq!(advantages[8], r[8] + GAMMA * v[10] - v[8], epsilon = 1e-6);
 }
 
 fn tensor(values: &[f32]) -> Tensor {
@@ -81,7 +83,8 @@ fn a_step_makes_good_actions_likelier_and_bad_ones_rarer() {
         let actor = Network::new(&Space::uniform(3, -1.0, 1.0), 2, 0.01, vb).unwrap();
         let observation = [0.1, -0.2, 0.3];
         let actions = Tensor::new(&[1_u32], &Device::Cpu).unwrap();
-        let log_prob = || Categorical::new(&actor.forward(&observation).unwrap()).log_prob(&actions).unwrap();
+        let log_prob =
+            || Categorical::new(&actor.forward(&observation).unwrap()).unwrap().log_prob(&actions).unwrap();
         let before = log_prob().detach();
         let loss = policy_loss(&(log_prob() - &before).unwrap(), &tensor(&[advantage]), 0.2).unwrap();
         Adam::new(&parameters, 1e-3).unwrap().backward_step(&loss).unwrap();
@@ -141,11 +144,12 @@ fn values_are_bootstrapped_from_the_true_last_state_of_a_truncated_episode_only(
     envs.restore(&snapshot).unwrap();
     envs.step(&[0, 0]).unwrap();
     assert_eq!((envs.terminated(), envs.truncated()), (&[true, false][..], &[false, true][..]));
-    let values = critic.apply(envs.observations()).unwrap(); // of the new episodes
-    let next = next_values(&critic, &envs, &values).unwrap();
-    assert_eq!(next[0], 0.0);
-    assert_eq!(next[1], critic.apply(&envs.final_observations()[4..]).unwrap()[0]);
-    assert_ne!(next[1], values[1]);
+    let values = final_values(&critic, &envs).unwrap();
+    assert_eq!(values[0], Some(0.0));
+    assert_eq!(values[1], Some(critic.apply(&envs.final_observations()[4..]).unwrap()[0]));
+    assert_ne!(values[1], Some(critic.apply(envs.observations()).unwrap()[1])); // of the new episodes
+    envs.step(&[0, 0]).unwrap();
+    assert_eq!(final_values(&critic, &envs).unwrap(), [None, None]);
 }
 
 #[test]

@@ -224,12 +224,11 @@ fn entropy(log_std: &Tensor) -> Result<Tensor> {
 
 /// −E[ min(r Â, clip(r, 1 − ε, 1 + ε) Â) ], from ln r and Â `[batch, 1]`.
 fn policy_loss(log_ratio: &Tensor, advantages: &Tensor, clip_coef: f64) -> Result<Tensor> {
-    let ratio = log_ratio.exp()?;
-    let unclipped = (&ratio * advantages)?;
-    let clipped = (ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)? * advantages)?;
-    // The minimum is the pessimistic bound: a ratio past the clip range gets no gradient if it
-    // moved where the advantage points, and is still pulled back if it moved the other way.
-    Ok(unclipped.minimum(&clipped)?.mean_all()?.neg()?)
+    // Only one end of the range can be the minimum, that to which the advantage points: (1 + ε) Â for
+    // a positive and (1 − ε) Â for a negative one, Â + ε |Â| both. A ratio past it gets no gradient;
+    // one that moved the other way, however far, is still pulled back.
+    let bound = (advantages + (advantages.abs()? * clip_coef)?)?;
+    Ok((log_ratio.exp()? * advantages)?.minimum(&bound)?.mean_all()?.neg()?)
 }
 
 /// ½ E[ (V(s) − R̂)² ], from tensors `[batch, 1]`.

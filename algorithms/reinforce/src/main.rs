@@ -296,7 +296,7 @@ fn train(args: Args) -> Result<()> {
         let steps = batch.actions.len();
         let actions = Tensor::from_slice(&batch.actions, steps, &device)?;
         let weights = Tensor::from_slice(&batch.weights, steps, &device)?;
-        let distribution = Categorical::new(&policy.forward(&batch.observations)?);
+        let distribution = Categorical::new(&policy.forward(&batch.observations)?)?;
         let loss = policy_loss(&distribution.log_prob(&actions)?, &weights, batch.episodes)?;
         let entropy = distribution.entropy()?.mean_all()?;
         let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;

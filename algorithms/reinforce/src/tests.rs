@@ -17,7 +17,7 @@ fn estimate(parameters: &VarMap, policy: &Policy, batch: &Batch) -> Vec<f32> {
     let actions = Tensor::from_slice(&batch.actions, n, &Device::Cpu).unwrap();
     let weights = Tensor::from_slice(&batch.weights, n, &Device::Cpu).unwrap();
     let log_probs =
-        Categorical::new(&policy.forward(&batch.observations).unwrap()).log_prob(&actions).unwrap();
+        Categorical::new(&policy.forward(&batch.observations).unwrap()).unwrap().log_prob(&actions).unwrap();
     let gradients = policy_loss(&log_probs, &weights, batch.episodes).unwrap().backward().unwrap();
     let gradient = gradients.get(&parameters.all_vars()[0]).unwrap();
     gradient.neg().unwrap().flatten_all().unwrap().to_vec1().unwrap()
@@ -128,6 +128,7 @@ fn actions_are_drawn_with_their_probabilities() {
 fn plain_ascent_moves_along_the_estimate() {
     let (parameters, policy) = corridor_policy([0.0, 0.0]);
     let log_prob = Categorical::new(&policy.forward(&[1.0]).unwrap())
+        .unwrap()
         .log_prob(&Tensor::new(&[1_u32], &Device::Cpu).unwrap());
     let weights = Tensor::new(&[-4.0_f32], &Device::Cpu).unwrap();
     sgd_step(&parameters, &policy_loss(&log_prob.unwrap(), &weights, 1).unwrap(), 0.1).unwrap();

@@ -141,13 +141,11 @@ impl Actor {
     }
 
     /// ã = f_φ(ε; s), `[batch, action_dim]`, and ln π(ã|s), `[batch, 1]`, for observations
-    /// `[batch, observation_dim]`. Both are differentiable in φ, because the noise is not.
-    fn sample(&self, observations: &Tensor, rng: &mut Rng) -> Result<(Tensor, Tensor)> {
+    /// `[batch, observation_dim]` and noise ε `[batch, action_dim]`, both differentiable in φ.
+    fn sample(&self, observations: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
         let (mean, log_std) = self.distribution(observations)?;
-        let noise: Vec<f32> = StandardNormal.sample_iter(rng).take(mean.elem_count()).collect();
-        let noise = Tensor::from_vec(noise, mean.shape(), mean.device())?;
-        let u = (mean + (log_std.exp()? * &noise)?)?; // μ + σ ε
-        Ok((self.squash(&u)?, squashed_log_prob(&u, &log_std, &noise, &self.scale)?))
+        let u = (mean + (log_std.exp()? * noise)?)?; // μ + σ ε
+        Ok((self.squash(&u)?, squashed_log_prob(&u, &log_std, noise, &self.scale)?))
     }
 
     /// The actions b + c tanh μ of the policy without its noise, `[batch, action_dim]` flattened.
@@ -252,17 +250,10 @@ impl ReplayBuffer {
     }
 }
 
-/// Runs `operation` for critic 0 and critic 1, side by side where `threads` allows. Neither changes
-/// what the other reads, so the results are the same either way.
-fn for_both<T: Send>(threads: usize, operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
-    if threads == 1 {
-        return Ok([operation(0)?, operation(1)?]);
-    }
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| operation(1));
-        let first = operation(0)?;
-        Ok([first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?])
-    })
+/// `operation` on 0 and on 1, two critics or two halves, side by side where `--threads` allows.
+fn for_both<T: Send>(operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
+    let (first, second) = common::nn::join(|| operation(0), || operation(1));
+    Ok([first?, second?])
 }
 
 #[cfg(test)]
@@ -312,7 +303,12 @@ fn train(args: Args) -> Result<()> {
     let tensor = |observations: &[f32]| {
         Tensor::from_slice(observations, (observations.len() / observation_dim, observation_dim), &device)
     };
-
+    let noise = |rows: usize, rng: &mut Rng| {
+        let noise: Vec<f32> = StandardNormal.sample_iter(rng).take(rows * action_dim).collect(); // ε
+        Tensor::from_vec(noise, (rows, action_dim), &device)
+    };
+    // The middle of an odd batch is in both halves.
+    let half = |all: &Tensor, i| all.narrow(0, i * (args.batch_size / 2), args.batch_size.div_ceil(2));
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
@@ -337,9 +333,8 @@ fn train(args: Args) -> Result<()> {
         let action: Vec<f32> = if global_step < args.learning_starts {
             middle.iter().zip(&scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
         } else {
-            acting.sample(&tensor(&observation)?, &mut rng)?.0.flatten_all()?.to_vec1()?
+            acting.sample(&tensor(&observation)?, &noise(1, &mut rng)?)?.0.flatten_all()?.to_vec1()?
         };
-
         envs.step(&action)?;
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
@@ -351,31 +346,38 @@ fn train(args: Args) -> Result<()> {
 
         // Update the critics, towards targets that carry no gradient.
         let batch = buffer.sample(args.batch_size, &mut rng, &device)?;
-        let (next_actions, next_log_probs) = acting.sample(&batch.next_observations, &mut rng)?;
+        let (next_actions, next_log_probs) =
+            acting.sample(&batch.next_observations, &noise(args.batch_size, &mut rng)?)?;
         let next_inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?;
-        let next_values = for_both(args.run.threads, |i| targets[i].forward(&next_inputs))?;
+        let next_values = for_both(|i| targets[i].forward(&next_inputs))?;
         let td_targets = td_targets(&batch, &next_values, &next_log_probs, alpha, args.gamma)?;
-        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] =
-            for_both(args.run.threads, |i| {
-                let values = critics[i].forward(&batch.inputs)?;
-                let loss = critic_loss(&values, &td_targets)?;
-                Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
-            })?;
+        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] = for_both(|i| {
+            let values = critics[i].forward(&batch.inputs)?;
+            let loss = critic_loss(&values, &td_targets)?;
+            Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
+        })?;
         gradients.extend(gradients2)?;
         critic_optimizer.step(&gradients)?;
 
-        // Update the actor through the critics, and the temperature by the entropy it finds.
+        // Update the actor through the critics, in two halves, and the temperature by the entropy found.
         let rounds = if update.is_multiple_of(args.policy_frequency) { args.policy_frequency } else { 0 };
         for _ in 0..rounds {
-            let (actions, log_probs) = actor.sample(&batch.observations, &mut rng)?;
-            let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?;
-            let values = for_both(args.run.threads, |i| critics[i].detach().forward(&inputs))?;
-            let loss = actor_loss(&log_probs, &values, alpha)?;
-            actor_optimizer.backward_step(&loss)?;
+            let noise = noise(args.batch_size, &mut rng)?;
+            let [(mut gradients, loss, log_probs), (gradients2, loss2, log_probs2)] = for_both(|i| {
+                let observations = half(&batch.observations, i)?;
+                let (actions, log_probs) = actor.sample(&observations, &half(&noise, i)?)?;
+                let inputs = Tensor::cat(&[&observations, &actions], 1)?;
+                let values = [critics[0].detach().forward(&inputs)?, critics[1].detach().forward(&inputs)?];
+                let loss = (actor_loss(&log_probs, &values, alpha)? * 0.5)?;
+                Ok((loss.backward()?, loss.to_scalar::<f32>()?, log_probs.detach()))
+            })?;
+            gradients.extend(gradients2)?; // adds them up
+            actor_optimizer.step(&gradients)?;
             if (update / args.policy_frequency).is_multiple_of(100) {
-                run.log(global_step, "losses/actor_loss", loss.to_scalar::<f32>()?)?;
+                run.log(global_step, "losses/actor_loss", loss + loss2)?;
             }
             if args.autotune {
+                let log_probs = Tensor::cat(&[log_probs, log_probs2], 0)?;
                 let loss = temperature_loss(&log_alpha, &log_probs, target_entropy)?;
                 temperature_optimizer.backward_step(&loss)?;
                 alpha = f64::from(log_alpha.to_scalar::<f32>()?).exp();
@@ -387,8 +389,6 @@ fn train(args: Args) -> Result<()> {
         if update.is_multiple_of(100) {
             run.log(global_step, "losses/qf1_values", qf1_values)?;
             run.log(global_step, "losses/qf2_values", qf2_values)?;
-            run.log(global_step, "losses/qf1_loss", qf1_loss)?;
-            run.log(global_step, "losses/qf2_loss", qf2_loss)?;
             run.log(global_step, "losses/qf_loss", (qf1_loss + qf2_loss) / 2.0)?;
             run.log(global_step, "losses/alpha", alpha)?;
         }

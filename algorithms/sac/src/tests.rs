@@ -3,6 +3,7 @@
 use super::*;
 use candle_core::Var;
 use common::envs::invalid;
+use common::nn::with_threads;
 
 fn tensor(values: &[f32], columns: usize) -> Tensor {
     Tensor::from_slice(values, (values.len() / columns, columns), &Device::Cpu).unwrap()
@@ -10,6 +11,12 @@ fn tensor(values: &[f32], columns: usize) -> Tensor {
 
 fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Standard normal numbers, `[rows, 1]`.
+fn noise(rows: usize, seed: u64) -> Tensor {
+    let noise: Vec<f32> = StandardNormal.sample_iter(rng(seed, 0)).take(rows).collect();
+    tensor(&noise, 1)
 }
 
 /// ln π of the action `a` by the change of variables, in f64 and through the inverse of the squashing.
@@ -105,7 +112,7 @@ fn sampled_actions_have_the_probabilities_that_they_claim() {
     // E[ 1[a ∈ I] / π(a) ] over the policy's own samples is the length of the interval I, here 0.6.
     let actor = actor(&[1.0], &[2.0]);
     let observations = tensor(&[0.5, -1.0].repeat(20_000), 2);
-    let (actions, log_probs) = actor.sample(&observations, &mut rng(5, 0)).unwrap();
+    let (actions, log_probs) = actor.sample(&observations, &noise(20_000, 5)).unwrap();
     let (actions, log_probs) = (floats(&actions), floats(&log_probs));
     assert!(actions.iter().all(|action| (-1.0..=3.0).contains(action)));
     let inside = |action: f32| (0.7..1.3).contains(&action);
@@ -187,7 +194,7 @@ fn the_actor_is_updated_through_critics_that_stay_as_they_are() {
     let (actor, parameters) = (actor(&[0.0], &[2.0]), VarMap::new(4));
     let critic = Mlp::new(3, 16, 1, VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu)).unwrap();
     let observations = tensor(&[0.5, -1.0, 2.0, 0.3], 2);
-    let (actions, log_probs) = actor.sample(&observations, &mut rng(1, 0)).unwrap();
+    let (actions, log_probs) = actor.sample(&observations, &noise(2, 1)).unwrap();
     let inputs = Tensor::cat(&[&observations, &actions], 1).unwrap();
     let gradients = |critic: &Mlp| {
         let values = [critic.forward(&inputs).unwrap(), critic.forward(&inputs).unwrap()];
@@ -198,6 +205,26 @@ fn the_actor_is_updated_through_critics_that_stay_as_they_are() {
     assert_eq!(floats(held.get(weight).unwrap()), floats(free.get(weight).unwrap()));
     assert!(floats(held.get(weight).unwrap()).iter().any(|gradient| *gradient != 0.0));
     assert!(parameters.all_vars().iter().all(|var| held.get(var).is_none() && free.get(var).is_some()));
+}
+
+#[test]
+fn the_gradients_of_two_halves_add_up_to_that_of_the_batch() {
+    let actor = actor(&[0.0], &[2.0]);
+    let (observations, noise) = (tensor(&[0.5, -1.0, 2.0, 0.3, -0.7, 0.1, 1.4, -0.2], 2), noise(4, 1));
+    let gradients = |start, rows, share: f64| {
+        let rows = |all: &Tensor| all.narrow(0, start, rows).unwrap();
+        let (actions, log_probs) = actor.sample(&rows(&observations), &rows(&noise)).unwrap();
+        let values = [actions.sqr().unwrap(), (actions * 0.3).unwrap()];
+        (actor_loss(&log_probs, &values, 0.2).unwrap() * share).unwrap().backward().unwrap()
+    };
+    let (whole, mut halves) = (gradients(0, 4, 1.0), gradients(0, 2, 0.5));
+    halves.extend(gradients(2, 2, 0.5)).unwrap();
+    let of = |gradients: &candle_core::backprop::GradStore| {
+        floats(gradients.get(actor.network.hidden2.weight()).unwrap())
+    };
+    for (whole, halves) in of(&whole).iter().zip(of(&halves)) {
+        assert!((whole - halves).abs() < 1e-6, "{whole}, not {halves}");
+    }
 }
 
 #[test]
@@ -281,7 +308,7 @@ fn the_buffer_overwrites_its_oldest_and_samples_whole_transitions() {
 #[test]
 fn threads_change_no_result() {
     let operation = |i: usize| Ok(i * 10);
-    assert_eq!(for_both(1, operation).unwrap(), [0, 10]);
-    assert_eq!(for_both(2, operation).unwrap(), [0, 10]);
-    assert!(for_both(2, |i| if i == 1 { invalid("second") } else { Ok(()) }).is_err());
+    assert_eq!(for_both(operation).unwrap(), [0, 10]);
+    assert_eq!(with_threads(2, || for_both(operation)).unwrap().unwrap(), [0, 10]);
+    assert!(for_both(|i| if i == 1 { invalid("second") } else { Ok(()) }).is_err());
 }

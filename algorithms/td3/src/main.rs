@@ -28,7 +28,7 @@ use candle_core::{DType, Device, Module, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, VecEnv, rng};
-use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, copy_parameters, join, linear, soft_update};
 use common::run::Run;
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -220,17 +220,10 @@ impl ReplayBuffer {
     }
 }
 
-/// Runs `operation` for critic 0 and critic 1, side by side where `threads` allows. Neither changes
-/// what the other reads, so the results are the same either way.
-fn for_both<T: Send>(threads: usize, operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
-    if threads == 1 {
-        return Ok([operation(0)?, operation(1)?]);
-    }
-    std::thread::scope(|scope| {
-        let second = scope.spawn(|| operation(1));
-        let first = operation(0)?;
-        Ok([first, second.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?])
-    })
+/// Runs `operation` for critic 0 and critic 1, side by side where `--threads` allows.
+fn for_both<T: Send>(operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
+    let (first, second) = join(|| operation(0), || operation(1));
+    Ok([first?, second?])
 }
 
 #[cfg(test)]
@@ -322,14 +315,13 @@ fn train(args: Args) -> Result<()> {
         let next_actions =
             target_actor.noisy(&batch.next_observations, args.policy_noise, args.noise_clip, &mut rng)?;
         let next_inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?;
-        let next_values = for_both(args.run.threads, |i| target_critics[i].forward(&next_inputs))?;
+        let next_values = for_both(|i| target_critics[i].forward(&next_inputs))?;
         let td_targets = td_targets(&batch, &next_values, args.gamma)?;
-        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] =
-            for_both(args.run.threads, |i| {
-                let values = critics[i].forward(&batch.inputs)?;
-                let loss = critic_loss(&values, &td_targets)?;
-                Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
-            })?;
+        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] = for_both(|i| {
+            let values = critics[i].forward(&batch.inputs)?;
+            let loss = critic_loss(&values, &td_targets)?;
+            Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
+        })?;
         gradients.extend(gradients2)?;
         critic_optimizer.step(&gradients)?;
 

@@ -2,6 +2,7 @@
 
 use super::*;
 use common::envs::invalid;
+use common::nn::with_threads;
 
 fn tensor(values: &[f32], columns: usize) -> Tensor {
     Tensor::from_slice(values, (values.len() / columns, columns), &Device::Cpu).unwrap()
@@ -198,7 +199,7 @@ fn the_buffer_overwrites_its_oldest_and_samples_whole_transitions() {
 #[test]
 fn threads_change_no_result() {
     let operation = |i: usize| Ok(i * 10);
-    assert_eq!(for_both(1, operation).unwrap(), [0, 10]);
-    assert_eq!(for_both(2, operation).unwrap(), [0, 10]);
-    assert!(for_both(2, |i| if i == 1 { invalid("second") } else { Ok(()) }).is_err());
+    assert_eq!(for_both(operation).unwrap(), [0, 10]);
+    assert_eq!(with_threads(2, || for_both(operation)).unwrap().unwrap(), [0, 10]);
+    assert!(for_both(|i| if i == 1 { invalid("second") } else { Ok(()) }).is_err());
 }

@@ -199,20 +199,7 @@ fn global_norm(vars: &[Var], grads: &GradStore) -> Result<f64> {
         sum += match &*storage {
             candle_core::Storage::Cpu(storage) => {
                 let g = super::dense::slice(storage, layout)?;
-                f64::from(simd::vectorize(
-                    #[inline(always)]
-                    || {
-                        // Eight sums side by side vectorise; one running sum would not.
-                        let (chunks, rest) = g.as_chunks::<16>();
-                        let mut sums = [0.0_f32; 16];
-                        for chunk in chunks {
-                            for (sum, g) in sums.iter_mut().zip(chunk) {
-                                *sum += g * g;
-                            }
-                        }
-                        sums.iter().sum::<f32>() + rest.iter().map(|g| g * g).sum::<f32>()
-                    },
-                ))
+                f64::from(simd::sum(g, |g| g * g))
             }
             _ => f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?),
         };

@@ -1,169 +1,146 @@
 //! The categorical distribution over discrete actions, with fused gradients.
 
 use super::dense::slice;
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use std::sync::Arc;
 
 /// π(a) = softmax(logits)_a, for each row of `logits` `[batch, num_actions]`.
 #[derive(Debug, Clone)]
 pub struct Categorical {
-    logits: Tensor, // [batch, num_actions]
+    logits: Tensor,            // [batch, num_actions]
+    table: Option<Arc<Table>>, // on a CPU
+}
+
+/// π and ln π, computed once for everything that is asked of the distribution.
+#[derive(Debug)]
+struct Table {
+    num_actions: usize,
+    log_probs: Vec<f32>, // [batch, num_actions]
+    probs: Vec<f32>,     // [batch, num_actions]
+}
+
+impl Table {
+    fn new(logits: &Tensor) -> Result<Self> {
+        let (_, num_actions) = logits.dims2()?;
+        let (storage, layout) = logits.storage_and_layout();
+        let candle_core::Storage::Cpu(storage) = &*storage else { bail!("logits that are not on the CPU") };
+        let logits = slice(storage, layout)?;
+        let (mut log_probs, mut probs) = (Vec::with_capacity(logits.len()), Vec::with_capacity(logits.len()));
+        for row in logits.chunks_exact(num_actions) {
+            let start = probs.len();
+            // Shifted by the maximum, so that nothing overflows.
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            probs.extend(row.iter().map(|z| (z - max).exp()));
+            let total: f32 = probs[start..].iter().sum();
+            probs[start..].iter_mut().for_each(|p| *p /= total);
+            let log_total = max + total.ln(); // ln Σ exp(z)
+            log_probs.extend(row.iter().map(|z| z - log_total));
+        }
+        Ok(Self { num_actions, log_probs, probs })
+    }
+
+    /// Rows of (ln π, π).
+    fn rows(&self) -> impl Iterator<Item = (&[f32], &[f32])> {
+        self.log_probs.chunks_exact(self.num_actions).zip(self.probs.chunks_exact(self.num_actions))
+    }
 }
 
 impl Categorical {
     /// From unnormalised log-probabilities `[batch, num_actions]`.
-    pub fn new(logits: &Tensor) -> Self {
-        Self { logits: logits.clone() }
+    ///
+    /// # Errors
+    /// Logits of another rank.
+    pub fn new(logits: &Tensor) -> Result<Self> {
+        let logits = logits.contiguous()?;
+        let table = match logits.device().is_cpu() {
+            true => Some(Arc::new(Table::new(&logits)?)),
+            false => None,
+        };
+        Ok(Self { logits, table })
     }
 
     /// ln π(aᵢ) of the actions `[batch]` (u32), as `[batch]`.
+    ///
+    /// # Errors
+    /// Actions of another number or type, or out of range.
     pub fn log_prob(&self, actions: &Tensor) -> Result<Tensor> {
-        if !self.logits.device().is_cpu() {
+        let Some(table) = &self.table else {
             let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
             return log_probs.gather(&actions.unsqueeze(1)?, 1)?.squeeze(1);
+        };
+        let actions = actions.to_vec1()?;
+        let (batch, num_actions) = self.logits.dims2()?;
+        if actions.len() != batch || actions.iter().any(|&a: &u32| a as usize >= num_actions) {
+            bail!("{} actions for {batch} rows of {num_actions} logits, or one out of range", actions.len());
         }
-        self.logits.contiguous()?.apply_op2(&actions.contiguous()?, LogProb)
+        self.logits.apply_op1(LogProb { table: table.clone(), actions })
     }
 
     /// H(π) = −Σₐ π(a) ln π(a), as `[batch]`.
     pub fn entropy(&self) -> Result<Tensor> {
-        if !self.logits.device().is_cpu() {
+        let Some(table) = &self.table else {
             let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
             return (log_probs.exp()? * log_probs)?.sum(D::Minus1)?.neg();
-        }
-        self.logits.contiguous()?.apply_op1(Entropy)
+        };
+        self.logits.apply_op1(Entropy(table.clone()))
     }
 }
 
-/// ln Σ exp(row), shifted by the maximum so that nothing overflows.
-fn log_sum_exp(row: &[f32]) -> f32 {
-    let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    max + row.iter().map(|z| (z - max).exp()).sum::<f32>().ln()
+struct LogProb {
+    table: Arc<Table>,
+    actions: Vec<u32>,
 }
 
-struct LogProb;
-
-impl CustomOp2 for LogProb {
+impl CustomOp1 for LogProb {
     fn name(&self) -> &'static str {
         "categorical-log-prob"
     }
 
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        logits_layout: &Layout,
-        actions: &CpuStorage,
-        actions_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (batch, num_actions) = logits_layout.shape().dims2()?;
-        let logits = slice(logits, logits_layout)?;
-        let actions = indices(actions, actions_layout, batch, num_actions)?;
-        let out = logits
-            .chunks_exact(num_actions)
-            .zip(actions)
-            .map(|(row, &action)| row[action as usize] - log_sum_exp(row))
-            .collect();
-        Ok((CpuStorage::F32(out), batch.into()))
+    fn cpu_fwd(&self, _logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, _) = layout.shape().dims2()?;
+        let out =
+            self.table.rows().zip(&self.actions).map(|((log_probs, _), &action)| log_probs[action as usize]);
+        Ok((CpuStorage::F32(out.collect()), batch.into()))
     }
 
-    fn bwd(
-        &self,
-        logits: &Tensor,
-        actions: &Tensor,
-        _log_prob: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let op = LogProbGradient { actions: actions.to_vec1()? };
-        Ok((Some(logits.apply_op2_no_bwd(&grad.contiguous()?, &op)?), None))
-    }
-}
-
-struct LogProbGradient {
-    actions: Vec<u32>,
-}
-
-impl CustomOp2 for LogProbGradient {
-    fn name(&self) -> &'static str {
-        "categorical-log-prob-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        logits_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let num_actions = logits_layout.shape().dims2()?.1;
-        let (logits, grad) = (slice(logits, logits_layout)?, slice(grad, grad_layout)?);
-        let mut out = Vec::with_capacity(logits.len());
-        for ((row, &action), g) in logits.chunks_exact(num_actions).zip(&self.actions).zip(grad) {
-            let log_z = log_sum_exp(row);
+    fn bwd(&self, logits: &Tensor, _log_prob: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let mut out = Vec::with_capacity(logits.elem_count());
+        for (((_, probs), &action), g) in self.table.rows().zip(&self.actions).zip(grad.to_vec1::<f32>()?) {
             // ∂ ln π(a) / ∂zⱼ = 1[j = a] − π(j)
-            out.extend(row.iter().map(|z| -g * (z - log_z).exp()));
-            let start = out.len() - num_actions;
+            let start = out.len();
+            out.extend(probs.iter().map(|p| -g * p));
             out[start + action as usize] += g;
         }
-        Ok((CpuStorage::F32(out), logits_layout.shape().clone()))
+        Ok(Some(Tensor::from_vec(out, logits.shape(), logits.device())?))
     }
 }
 
-struct Entropy;
+struct Entropy(Arc<Table>);
+
+/// −Σ π ln π of one row. An action of probability 0 adds nothing, although its ln π is −∞.
+fn entropy(log_probs: &[f32], probs: &[f32]) -> f32 {
+    -log_probs.iter().zip(probs).map(|(l, p)| if *p == 0.0 { 0.0 } else { p * l }).sum::<f32>()
+}
 
 impl CustomOp1 for Entropy {
     fn name(&self) -> &'static str {
         "categorical-entropy"
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (batch, num_actions) = layout.shape().dims2()?;
-        let out = slice(logits, layout)?.chunks_exact(num_actions).map(entropy).collect();
+    fn cpu_fwd(&self, _logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (batch, _) = layout.shape().dims2()?;
+        let out = self.0.rows().map(|(log_probs, probs)| entropy(log_probs, probs)).collect();
         Ok((CpuStorage::F32(out), batch.into()))
     }
 
     fn bwd(&self, logits: &Tensor, _entropy: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        Ok(Some(logits.apply_op2_no_bwd(&grad.contiguous()?, &EntropyGradient)?))
-    }
-}
-
-fn entropy(row: &[f32]) -> f32 {
-    let log_z = log_sum_exp(row);
-    -row.iter().map(|z| (z - log_z).exp() * (z - log_z)).sum::<f32>()
-}
-
-struct EntropyGradient;
-
-impl CustomOp2 for EntropyGradient {
-    fn name(&self) -> &'static str {
-        "categorical-entropy-gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        logits: &CpuStorage,
-        logits_layout: &Layout,
-        grad: &CpuStorage,
-        grad_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let num_actions = logits_layout.shape().dims2()?.1;
-        let (logits, grad) = (slice(logits, logits_layout)?, slice(grad, grad_layout)?);
-        let mut out = Vec::with_capacity(logits.len());
-        for (row, g) in logits.chunks_exact(num_actions).zip(grad) {
-            let (log_z, h) = (log_sum_exp(row), entropy(row));
+        let mut out = Vec::with_capacity(logits.elem_count());
+        for ((log_probs, probs), g) in self.0.rows().zip(grad.to_vec1::<f32>()?) {
+            let h = entropy(log_probs, probs);
             // ∂H / ∂zⱼ = −π(j) (ln π(j) + H)
-            out.extend(row.iter().map(|z| -g * (z - log_z).exp() * (z - log_z + h)));
+            let row = log_probs.iter().zip(probs);
+            out.extend(row.map(|(l, p)| if *p == 0.0 { 0.0 } else { -g * p * (l + h) }));
         }
-        Ok((CpuStorage::F32(out), logits_layout.shape().clone()))
+        Ok(Some(Tensor::from_vec(out, logits.shape(), logits.device())?))
     }
-}
-
-/// Action indices, checked against their range.
-fn indices<'a>(storage: &'a CpuStorage, layout: &Layout, batch: usize, n: usize) -> Result<&'a [u32]> {
-    let (CpuStorage::U32(values), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-        bail!("actions are a contiguous u32 tensor");
-    };
-    let actions = &values[start..end];
-    if actions.len() != batch || actions.iter().any(|&a| a as usize >= n) {
-        bail!("{} actions for {batch} rows of {n} logits, or one out of range", actions.len());
-    }
-    Ok(actions)
 }

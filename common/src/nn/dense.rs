@@ -6,7 +6,7 @@
 //! and at most three products backward. On devices other than the CPU the same type runs candle's
 //! own operations.
 
-use super::{Init, VarBuilder, simd};
+use super::{Init, VarBuilder, parallel, simd};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
 
 /// The function φ after a dense layer.
@@ -22,6 +22,28 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// z ← φ(z + b), for each row of z `[batch, out_dim]`.
+    fn apply_with_bias(self, z: &mut [f32], bias: &[f32]) {
+        #[inline(always)]
+        fn rows(z: &mut [f32], bias: &[f32], activation: impl Fn(f32) -> f32 + Copy) {
+            simd::vectorize(
+                #[inline(always)]
+                || {
+                    for row in z.chunks_exact_mut(bias.len()) {
+                        for (z, b) in row.iter_mut().zip(bias) {
+                            *z = activation(*z + b);
+                        }
+                    }
+                },
+            );
+        }
+        match self {
+            Activation::Identity => rows(z, bias, |z| z),
+            Activation::Relu => rows(z, bias, |z| z.max(0.0)),
+            Activation::Tanh => rows(z, bias, simd::tanh),
+        }
+    }
+
     /// z ← φ(z)
     pub(super) fn apply(self, z: &mut [f32]) {
         match self {
@@ -150,13 +172,8 @@ impl CustomOp3 for Dense {
         let x = slice(x, x_layout)?; //           [batch, in_dim]
         let weight = slice(weight, weight_layout)?; // [out_dim, in_dim]
         let bias = slice(bias, bias_layout)?; //  [out_dim]
-        let mut y = Vec::with_capacity(batch * out_dim);
-        for _ in 0..batch {
-            y.extend_from_slice(bias);
-        }
-        // y += x Wᵀ
-        matmul_add(batch, out_dim, in_dim, &mut y, Matrix::rows(x, in_dim), Matrix::columns(weight, in_dim));
-        self.activation.apply(&mut y);
+        let mut y = matmul(batch, out_dim, in_dim, Matrix::rows(x, in_dim), Matrix::columns(weight, in_dim));
+        self.activation.apply_with_bias(&mut y, bias);
         Ok((CpuStorage::F32(y), (batch, out_dim).into()))
     }
 
@@ -240,7 +257,15 @@ impl CustomOp2 for WeightGradient {
         let (batch, out_dim) = g_layout.shape().dims2()?;
         let in_dim = x_layout.shape().dims2()?.1;
         let (g, x) = (slice(g, g_layout)?, slice(x, x_layout)?);
-        let out = matmul(out_dim, in_dim, batch, Matrix::columns(g, out_dim), Matrix::rows(x, in_dim));
+        let out = if in_dim < 32 && in_dim < out_dim {
+            // A product is fast along its rows: where these are short, as in a first layer, the
+            // transpose xᵀ g is up to eight times as fast.
+            let xg = matmul(in_dim, out_dim, batch, Matrix::columns(x, in_dim), Matrix::rows(g, out_dim));
+            let columns = (0..out_dim).flat_map(|o| xg[o..].iter().step_by(out_dim));
+            columns.copied().collect()
+        } else {
+            matmul(out_dim, in_dim, batch, Matrix::columns(g, out_dim), Matrix::rows(x, in_dim))
+        };
         Ok((CpuStorage::F32(out), (out_dim, in_dim).into()))
     }
 }
@@ -350,6 +375,11 @@ fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, 
         return;
     }
     assert!(len == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
+    // Smaller products take less time than handing half of them to another thread.
+    let parallelism = match parallel::threads() {
+        2.. if m * n * k >= 1 << 24 => gemm::Parallelism::Rayon(parallel::threads()),
+        _ => gemm::Parallelism::None,
+    };
     // SAFETY: `out` points to m n writable elements (initialised ones when `add`), and the
     // assertion above keeps every element of a and b that the strides reach inside its slice.
     unsafe {
@@ -372,7 +402,7 @@ fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, 
             false,
             false,
             false,
-            gemm::Parallelism::None,
+            parallelism,
         );
     }
 }

@@ -11,6 +11,7 @@ mod categorical;
 mod conv;
 mod dense;
 mod init;
+mod parallel;
 mod simd;
 mod var;
 
@@ -19,4 +20,5 @@ pub use categorical::Categorical;
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
 pub use init::Init;
+pub use parallel::{join, with_threads};
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};

@@ -1,0 +1,66 @@
+//! `--threads`: networks side by side, and large matrix products over several threads.
+
+use anyhow::Context;
+use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static THREADS: AtomicUsize = AtomicUsize::new(1);
+
+thread_local! {
+    /// Whether this thread is one side of a [`join`].
+    static BESIDE_ANOTHER: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `operation` with `threads` threads for [`join`] and for matrix products.
+///
+/// # Errors
+/// The system refuses to start a thread.
+pub fn with_threads<R: Send>(threads: usize, operation: impl FnOnce() -> R + Send) -> anyhow::Result<R> {
+    if threads <= 1 {
+        return Ok(operation());
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).stack_size(8 << 20).build();
+    let pool = pool.with_context(|| format!("starting {threads} threads"))?;
+    THREADS.store(threads, Ordering::Relaxed);
+    // On a thread of the pool, so that work is handed over without waking anybody.
+    let result = pool.install(operation);
+    THREADS.store(1, Ordering::Relaxed);
+    Ok(result)
+}
+
+/// Runs `a` and `b`, side by side where `--threads` allows: two networks that do not depend on each
+/// other. A matrix product within them stays on its side's thread.
+pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+    if threads() == 1 {
+        return (a(), b());
+    }
+    rayon::join(|| beside_another(a), || beside_another(b))
+}
+
+fn beside_another<R>(operation: impl FnOnce() -> R) -> R {
+    let before = BESIDE_ANOTHER.replace(true);
+    let result = operation();
+    BESIDE_ANOTHER.set(before);
+    result
+}
+
+/// Threads for a matrix product that starts here.
+pub(super) fn threads() -> usize {
+    if BESIDE_ANOTHER.get() { 1 } else { THREADS.load(Ordering::Relaxed) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_run_and_their_results_keep_their_order() {
+        for threads in [1, 2, 3] {
+            let inside = || {
+                assert_eq!(join(|| 1, || "two"), (1, "two"));
+                join(|| join(|| 5, || 6), || 7)
+            };
+            assert_eq!(with_threads(threads, inside).unwrap(), ((5, 6), 7));
+        }
+    }
+}

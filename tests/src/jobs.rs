@@ -1,0 +1,430 @@
+//! What there is to run: the gates of `thresholds.toml` (tier `test`) and the entries of
+//! `benchmark.toml` (tier `benchmark`), and the digests by which a result is known to be current.
+
+use anyhow::{Context, Result, ensure};
+use common::envs::invalid;
+use regression::learning::{Direction, gates};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// Which list of jobs.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "lowercase")]
+pub enum Tier {
+    /// The gates of tests/thresholds.toml: minutes
+    Test,
+    /// The entries of tests/benchmark.toml, beside published results: hours
+    Benchmark,
+}
+
+impl Tier {
+    /// As it is written on the command line and in paths.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Test => "test",
+            Self::Benchmark => "benchmark",
+        }
+    }
+}
+
+/// One training to be run with several seeds.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    pub tier: Tier,
+    /// Package of the algorithm.
+    pub algorithm: String,
+    /// `--env-id`.
+    pub env_id: String,
+    /// `--total-timesteps`.
+    pub steps: usize,
+    /// Further flags.
+    pub args: Vec<String>,
+    /// A name for these flags; empty where there are none.
+    pub variant: String,
+    /// The numbers that are taken from each run; at least one.
+    pub measures: Vec<Measure>,
+}
+
+/// A number taken from a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measure {
+    /// Rows of `metrics.csv`.
+    pub metric: String,
+    /// The mean of how many of the last ones.
+    pub last: usize,
+    /// Which numbers are good.
+    pub direction: Direction,
+    /// How far from the reference an `equal` one may be.
+    pub tolerance: f64,
+    /// What it is compared with.
+    pub reference: Option<Reference>,
+}
+
+/// What a publication, or a gate, says about a measure. In `benchmark.toml` it is the table
+/// `published` of an entry.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// The number.
+    pub value: f64,
+    /// Its standard deviation over seeds.
+    pub std: Option<f64>,
+    /// The steps it was reached in [default: the entry's].
+    pub steps: Option<usize>,
+    /// What a plot calls it, short.
+    pub label: String,
+    /// Where it is from.
+    pub source: String,
+    /// What is different there.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// One entry of `benchmark.toml`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BenchmarkEntry {
+    algorithm: String,
+    env_id: String,
+    steps: usize,
+    #[serde(default)]
+    args: Vec<String>,
+    variant: Option<String>,
+    /// Rows of `metrics.csv`: `eval/episodic_return` or `charts/episodic_return`, as the
+    /// publication measured.
+    metric: String,
+    /// The mean of how many of the last such rows.
+    #[serde(default = "one")]
+    last: usize,
+    published: Option<Reference>,
+}
+
+fn one() -> usize {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Benchmark {
+    entry: Vec<BenchmarkEntry>,
+}
+
+/// The folder of the whole project.
+pub fn root() -> PathBuf {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
+    tests.parent().unwrap_or(tests).to_path_buf()
+}
+
+/// Everything to be run in `tier`, in the order of its file.
+///
+/// # Errors
+/// A file that cannot be read, has an unknown key, or has two entries of one name.
+pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
+    let mut entries: Vec<Entry> = Vec::new();
+    match tier {
+        Tier::Test => {
+            for gate in gates()? {
+                let (wanted, value) = (gate.direction, gate.threshold);
+                let label = match wanted {
+                    Direction::Max => format!("at least {value}"),
+                    Direction::Min => format!("at most {value}"),
+                    Direction::Equal => value.to_string(),
+                };
+                // The curve beside which it stands is of the training return.
+                let of = if gate.metric.starts_with("eval/") { " of the evaluation" } else { "" };
+                let measure = Measure {
+                    metric: gate.metric,
+                    last: gate.last,
+                    direction: wanted,
+                    tolerance: gate.tolerance,
+                    reference: Some(Reference {
+                        value,
+                        std: None,
+                        steps: None,
+                        label: format!("required{of}: {label}"),
+                        source: gate.source,
+                        note: String::new(),
+                    }),
+                };
+                let variant = gate.variant.unwrap_or_else(|| variant(&gate.args));
+                let same = entries.iter_mut().find(|entry| {
+                    (&entry.algorithm, &entry.env_id) == (&gate.algorithm, &gate.env_id)
+                        && (&entry.args, entry.steps) == (&gate.args, gate.steps)
+                });
+                match same {
+                    Some(entry) => entry.measures.push(measure),
+                    None => entries.push(Entry {
+                        tier,
+                        algorithm: gate.algorithm,
+                        env_id: gate.env_id,
+                        steps: gate.steps,
+                        args: gate.args,
+                        variant,
+                        measures: vec![measure],
+                    }),
+                }
+            }
+        }
+        Tier::Benchmark => {
+            let path = root().join("tests/benchmark.toml");
+            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+            let benchmark: Benchmark = toml::from_str(&text).with_context(|| path.display().to_string())?;
+            entries.extend(benchmark.entry.into_iter().map(|entry| Entry {
+                tier,
+                variant: entry.variant.unwrap_or_else(|| variant(&entry.args)),
+                algorithm: entry.algorithm,
+                env_id: entry.env_id,
+                steps: entry.steps,
+                args: entry.args,
+                measures: vec![Measure {
+                    metric: entry.metric,
+                    last: entry.last,
+                    direction: Direction::Max,
+                    tolerance: 0.0,
+                    reference: entry.published,
+                }],
+            }));
+        }
+    }
+    for (i, entry) in entries.iter().enumerate() {
+        let twice = entries[..i].iter().any(|other| other.name() == entry.name());
+        ensure!(!twice, "two entries of tier {} are called {}: name a variant", tier.name(), entry.name());
+    }
+    Ok(entries)
+}
+
+/// The entries of the `wanted` algorithms, or all if none is named.
+///
+/// # Errors
+/// An algorithm without an entry.
+pub fn select(entries: Vec<Entry>, tier: Tier, wanted: &[String]) -> Result<Vec<Entry>> {
+    let mut known: Vec<&str> = entries.iter().map(|entry| entry.algorithm.as_str()).collect();
+    known.dedup();
+    known.sort_unstable();
+    known.dedup();
+    if let Some(unknown) = wanted.iter().find(|name| !known.contains(&name.as_str())) {
+        let tier = tier.name();
+        return invalid(format!("{unknown}: tier {tier} has no such algorithm; it has {}", known.join(", ")));
+    }
+    let is_wanted = |entry: &Entry| wanted.is_empty() || wanted.contains(&entry.algorithm);
+    Ok(entries.into_iter().filter(is_wanted).collect())
+}
+
+/// A name for `args` that is fit for a file: `--hidden-size 64` becomes `hidden-size-64`.
+fn variant(args: &[String]) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
+    let words: Vec<String> =
+        args.iter().map(|arg| arg.trim_start_matches('-').chars().map(plain).collect()).collect();
+    let name = words.join("-");
+    // A long one is cut and told apart by its checksum.
+    if name.len() <= 48 { name } else { format!("{}-{:08x}", &name[..39], crc32c::crc32c(name.as_bytes())) }
+}
+
+impl Entry {
+    /// What the result files of this entry are called: `ppo__CartPole-v1`, with the variant if
+    /// there is one.
+    pub fn name(&self) -> String {
+        name(&self.algorithm, &self.env_id, &self.variant)
+    }
+
+    /// Changes with everything that decides what is run and measured.
+    pub fn config_digest(&self) -> String {
+        let mut text = format!("{}\n{}\n{}\n", self.algorithm, self.env_id, self.steps);
+        for arg in &self.args {
+            text += &format!("{arg}\n");
+        }
+        for measure in &self.measures {
+            text += &format!("\n{} {}", measure.metric, measure.last);
+        }
+        format!("{:08x}", crc32c::crc32c(text.as_bytes()))
+    }
+}
+
+/// A file name for an algorithm on an environment: what is between double underscores is the
+/// environment with dashes for what paths cannot have.
+pub fn name(algorithm: &str, env_id: &str, variant: &str) -> String {
+    let env = env_id.replace(['/', ':'], "-");
+    if variant.is_empty() { format!("{algorithm}__{env}") } else { format!("{algorithm}__{env}__{variant}") }
+}
+
+/// A checksum of all that decides how `algorithm` behaves: its sources, those of what it is built
+/// on, and the versions of its dependencies.
+///
+/// # Errors
+/// A folder that is missing.
+pub fn source_digest(root: &Path, algorithm: &str) -> Result<String> {
+    let mut files = vec![root.join("Cargo.lock")];
+    for folder in [&format!("algorithms/{algorithm}/src"), "common/src", "envs/src"] {
+        collect(&root.join(folder), &mut files)?;
+    }
+    // The same on every machine, whatever order the folders are listed in.
+    files.sort();
+    let mut crc = 0;
+    for file in files {
+        let contents = std::fs::read(&file).with_context(|| file.display().to_string())?;
+        let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
+        crc = crc32c::crc32c_append(crc, format!("{relative}\n{}\n", contents.len()).as_bytes());
+        crc = crc32c::crc32c_append(crc, &contents);
+    }
+    Ok(format!("{crc:08x}"))
+}
+
+/// Every file below `folder`.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
+    for item in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let path = item?.path();
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The part of the jobs that one of several machines takes: `3/16` is the third of sixteen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    index: usize,
+    count: usize,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (index, count) = text.split_once('/')?;
+            let (index, count): (usize, usize) = (index.parse().ok()?, count.parse().ok()?);
+            (1..=count).contains(&index).then_some(Self { index, count })
+        };
+        parse().ok_or_else(|| "i/n is needed, with i from 1 to n".to_string())
+    }
+}
+
+impl Shard {
+    /// Every n-th of `jobs`, from the i-th on. It depends on nothing else, so the shards of one
+    /// command line are disjoint and together complete wherever and whenever they run.
+    pub fn of<T>(self, jobs: Vec<T>) -> Vec<T> {
+        jobs.into_iter().skip(self.index - 1).step_by(self.count).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn both_files_can_be_read_and_name_their_sources() {
+        for tier in [Tier::Test, Tier::Benchmark] {
+            let entries = entries(tier).unwrap();
+            assert!(entries.len() > 10);
+            for entry in entries {
+                assert!(entry.measures.iter().all(|measure| measure.last >= 1), "{entry:?}");
+                let references = entry.measures.iter().filter_map(|measure| measure.reference.as_ref());
+                for reference in references {
+                    assert!(!reference.source.is_empty(), "{entry:?}");
+                    assert!(!reference.source.contains("recalled"), "{entry:?}");
+                    // A number that was reached in other steps, or on other tasks, says so.
+                    let other = reference.steps.is_some_and(|steps| steps != entry.steps);
+                    assert!(!other || reference.note.contains("steps"), "{entry:?}");
+                    assert!(!reference.label.contains("v4") || reference.note.contains("v4"), "{entry:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gates_on_the_same_training_are_one_job() {
+        let entries = entries(Tier::Test).unwrap();
+        let exact: Vec<&Entry> = entries
+            .iter()
+            .filter(|entry| entry.algorithm == "policy_iteration" && entry.args.is_empty())
+            .collect();
+        assert_eq!(exact.len(), 1);
+        assert_eq!(exact[0].measures.len(), 2);
+    }
+
+    #[test]
+    fn names_are_fit_for_files() {
+        assert_eq!(name("dqn", "MinAtar/Breakout-v1", ""), "dqn__MinAtar-Breakout-v1");
+        assert_eq!(name("dqn", "gym:X-v0", "a"), "dqn__gym-X-v0__a");
+        assert_eq!(variant(&[]), "");
+        assert_eq!(variant(&["--hidden-size".into(), "64".into()]), "hidden-size-64");
+        let long = |end: &str| variant(&["x".repeat(60), end.into()]);
+        assert_eq!(long("1").len(), 48);
+        assert_ne!(long("1"), long("2"));
+    }
+
+    #[test]
+    fn shards_are_a_partition() {
+        for count in 1..6 {
+            let mut all: Vec<usize> = Vec::new();
+            for index in 1..=count {
+                let shard: Shard = format!("{index}/{count}").parse().unwrap();
+                let jobs = shard.of((0..17).collect());
+                assert!(jobs.len() >= 17 / count);
+                all.extend(jobs);
+            }
+            all.sort_unstable();
+            assert_eq!(all, (0..17).collect::<Vec<_>>());
+        }
+        for bad in ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/2/3", ""] {
+            assert!(bad.parse::<Shard>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_source_digest_sees_every_change() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        for file in ["Cargo.lock", "algorithms/ppo/src/main.rs", "common/src/nn/adam.rs", "envs/src/env.rs"] {
+            write(file, "one");
+        }
+        let digest = || source_digest(dir.path(), "ppo").unwrap();
+        let mut seen = vec![digest()];
+        assert_eq!(seen[0], digest());
+        let mut changed = |what: &str| {
+            let now = digest();
+            assert!(!seen.contains(&now), "{what}");
+            seen.push(now);
+        };
+        for file in ["Cargo.lock", "algorithms/ppo/src/main.rs", "common/src/nn/adam.rs", "envs/src/env.rs"] {
+            write(file, "two");
+            changed(file);
+        }
+        write("envs/src/new.rs", "");
+        changed("a new file");
+        fs::rename(dir.path().join("envs/src/new.rs"), dir.path().join("envs/src/newer.rs")).unwrap();
+        changed("a renamed file");
+        let before = digest();
+        write("algorithms/dqn/src/main.rs", "another algorithm");
+        write("README.md", "words");
+        assert_eq!(before, digest());
+        assert!(source_digest(dir.path(), "sac").is_err());
+    }
+
+    #[test]
+    fn the_config_digest_sees_every_change() {
+        let entry = entries(Tier::Test).unwrap().remove(0);
+        let digest = entry.config_digest();
+        let changed = |change: &dyn Fn(&mut Entry)| {
+            let mut other = entry.clone();
+            change(&mut other);
+            other.config_digest() != digest
+        };
+        assert!(!changed(&|_| ()));
+        assert!(changed(&|e| e.steps += 1));
+        assert!(changed(&|e| e.env_id.push('x')));
+        assert!(changed(&|e| e.args.push("--double".into())));
+        assert!(changed(&|e| e.measures[0].last += 1));
+        assert!(changed(&|e| e.measures[0].metric.push('x')));
+    }
+}

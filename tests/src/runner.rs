@@ -1,0 +1,624 @@
+//! Trains every job in a process of its own, several at a time, and keeps one file a seed.
+//!
+//! A job is done if its file has the digests of the present settings and sources. One that was
+//! interrupted goes on from its checkpoint the next time.
+
+use crate::jobs::{self, Entry, Shard, Tier};
+use crate::result::{self, RunResult};
+use anyhow::{Context, Result, bail};
+use common::cli::positive;
+use common::envs::invalid;
+use common::run::Interrupted;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use regression::learning::skipped;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::{self, File, OpenOptions};
+use std::io::{IsTerminal, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Steps between checkpoints: a tenth of a run, but no less than this, so that writing them does
+/// not show in the seconds of short runs. Those are saved when they are interrupted.
+const LEAST_CHECKPOINT_STEPS: usize = 50_000;
+
+/// How often children are looked at, and how often a status line is printed without a terminal.
+const POLL: Duration = Duration::from_millis(20);
+const STATUS: Duration = Duration::from_secs(30);
+
+/// Ctrl-C was pressed so many times.
+static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
+
+/// Flags of `run`.
+#[derive(clap::Args, Debug)]
+pub struct RunnerArgs {
+    /// Algorithms to run [default: all of the tier]
+    #[arg(value_name = "ALGORITHM")]
+    algorithms: Vec<String>,
+    /// Which list of jobs
+    #[arg(long, value_enum, default_value = "test")]
+    tier: Tier,
+    /// Seeds of each job
+    #[arg(long, default_value_t = 5, value_parser = positive)]
+    seeds: usize,
+    /// The first seed; the others follow
+    #[arg(long, default_value_t = 1)]
+    first_seed: u64,
+    /// Processes at a time [default: the number of cores]
+    #[arg(long, value_parser = positive)]
+    jobs: Option<usize>,
+    /// Take the i-th of n parts of the jobs; copy the files of all parts together afterwards
+    #[arg(long, value_name = "i/n", default_value = "1/1")]
+    shard: Shard,
+    /// Folder of the results [default: results/ of the project]
+    #[arg(long, value_name = "DIR")]
+    results: Option<PathBuf>,
+    /// Folder of the runs in progress [default: target/regression/ of the project]
+    #[arg(long, value_name = "DIR")]
+    work: Option<PathBuf>,
+    /// Take the algorithms' programs from this folder instead of building them
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+    /// Run again what is done
+    #[arg(long)]
+    force: bool,
+    /// Keep results of older sources
+    #[arg(long, conflicts_with = "force")]
+    keep: bool,
+    /// List the jobs and do nothing
+    #[arg(long)]
+    dry_run: bool,
+}
+
+/// The project's own folder of results.
+pub fn default_results() -> PathBuf {
+    jobs::root().join("results")
+}
+
+/// One seed of an entry.
+#[derive(Clone)]
+struct Job<'a> {
+    entry: &'a Entry,
+    seed: u64,
+    /// Digest of the present sources.
+    source_digest: &'a str,
+    /// The file of the result.
+    result: PathBuf,
+    /// Folder of the run in progress. Its name has the digests, so that nothing that older sources
+    /// began is continued.
+    work: PathBuf,
+}
+
+impl Job<'_> {
+    fn name(&self) -> String {
+        let Entry { algorithm, env_id, variant, .. } = self.entry;
+        let variant = if variant.is_empty() { String::new() } else { format!(" ({variant})") };
+        format!("{algorithm} on {env_id}{variant}, seed {}", self.seed)
+    }
+
+    fn run_dir(&self) -> PathBuf {
+        self.work.join("run")
+    }
+
+    fn stderr(&self) -> PathBuf {
+        self.work.join("stderr.txt")
+    }
+
+    fn is_resumable(&self) -> bool {
+        self.run_dir().join("checkpoint.safetensors").exists()
+    }
+
+    /// Whether the file of the result is there and current. One that cannot be read is not.
+    fn is_done(&self, keep: bool) -> bool {
+        RunResult::read(&self.result).is_ok_and(|result| {
+            result.config_digest == self.entry.config_digest()
+                && (keep || result.source_digest == self.source_digest)
+        })
+    }
+
+    /// Starts the program, or lets it go on.
+    fn start(&self, program: &Path) -> Result<Child> {
+        self.remove_older();
+        fs::create_dir_all(&self.work).with_context(|| self.work.display().to_string())?;
+        let run_dir = self.run_dir();
+        let mut command = Command::new(program);
+        let mut stderr = OpenOptions::new();
+        stderr.create(true);
+        if self.is_resumable() {
+            stderr.append(true);
+            command.arg("--resume").arg(&run_dir);
+        } else {
+            stderr.write(true).truncate(true);
+            if run_dir.exists() {
+                fs::remove_dir_all(&run_dir).with_context(|| run_dir.display().to_string())?;
+            }
+            let steps = self.entry.steps;
+            command
+                .args(["--env-id", &self.entry.env_id])
+                .args(["--total-timesteps", &steps.to_string()])
+                .args(["--seed", &self.seed.to_string()])
+                .args(["--checkpoint-every", &(steps / 10).max(LEAST_CHECKPOINT_STEPS).to_string()])
+                .arg("--run-dir")
+                .arg(&run_dir)
+                .args(&self.entry.args);
+        }
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr.open(self.stderr())?)
+            .spawn()
+            .with_context(|| format!("starting {}", program.display()))
+    }
+
+    /// Removes what is left of this seed's runs of other settings or sources.
+    fn remove_older(&self) {
+        let siblings = self.work.parent().and_then(|folder| fs::read_dir(folder).ok());
+        let prefix = format!("{}-", self.seed);
+        for sibling in siblings.into_iter().flatten().flatten() {
+            if sibling.file_name().to_string_lossy().starts_with(&prefix) && sibling.path() != self.work {
+                let _ = fs::remove_dir_all(sibling.path()); // harmless if it stays
+            }
+        }
+    }
+
+    /// Keeps the result of the finished run and removes the rest of it.
+    fn finish(&self) -> Result<RunResult> {
+        let result = RunResult::harvest(self.entry, self.seed, self.source_digest, &self.run_dir())?;
+        result.write(&self.result)?;
+        let _ = fs::remove_dir_all(&self.work);
+        // Succeeds for the last seed only.
+        let _ = self.work.parent().map(fs::remove_dir);
+        Ok(result)
+    }
+
+    /// Why the run failed. Where it ended by itself, the next one starts over: what it would go on
+    /// from is what led to the failure.
+    fn failure(&self, status: ExitStatus) -> String {
+        if status.code().is_some() {
+            let _ = fs::remove_file(self.run_dir().join("checkpoint.safetensors"));
+        }
+        let text = tail(&self.stderr());
+        let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or("no message");
+        format!("{}: {status}: {last} (all of it in {})", self.name(), self.stderr().display())
+    }
+}
+
+/// The end of a text file; empty if it cannot be read.
+fn tail(path: &Path) -> String {
+    let read = || -> std::io::Result<Vec<u8>> {
+        let mut file = File::open(path)?;
+        let len = file.metadata()?.len();
+        file.seek(SeekFrom::Start(len.saturating_sub(4096)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
+}
+
+/// The steps done, and the rest of the last line of progress: algorithms print
+/// `step 81920/100000  return 312.4  101000 steps/s  …` every few seconds.
+fn progress(stderr: &str) -> Option<(u64, String)> {
+    stderr.lines().rev().find_map(|line| {
+        let (done, rest) = line.strip_prefix("step ")?.split_once('/')?;
+        let numbers: Vec<&str> = rest.split("  ").skip(1).take(2).collect();
+        Some((done.parse().ok()?, numbers.join("  ")))
+    })
+}
+
+/// Trains what is not done yet.
+///
+/// # Errors
+/// Input that cannot be accepted; Ctrl-C; jobs that failed, after all others have run.
+pub fn run(args: RunnerArgs) -> Result<()> {
+    let entries = jobs::select(jobs::entries(args.tier)?, args.tier, &args.algorithms)?;
+    let Some(last_seed) = args.first_seed.checked_add(args.seeds as u64 - 1) else {
+        return invalid(format!("--first-seed {}: leaves no room for {} seeds", args.first_seed, args.seeds));
+    };
+    let results = args.results.clone().unwrap_or_else(default_results);
+    let work = args.work.clone().unwrap_or_else(|| jobs::root().join("target/regression"));
+
+    let mut digests: BTreeMap<&str, String> = BTreeMap::new();
+    for entry in &entries {
+        if !digests.contains_key(entry.algorithm.as_str()) {
+            let digest = jobs::source_digest(&jobs::root(), &entry.algorithm)?;
+            digests.insert(&entry.algorithm, digest);
+        }
+    }
+    let mut all = Vec::new();
+    for entry in &entries {
+        let source_digest = digests[entry.algorithm.as_str()].as_str();
+        let folder = work.join(args.tier.name()).join(entry.name());
+        let digest = format!("{}{source_digest}", entry.config_digest());
+        all.extend((args.first_seed..=last_seed).map(|seed| Job {
+            entry,
+            seed,
+            source_digest,
+            result: result::path(&results, entry, seed),
+            work: folder.join(format!("{seed}-{digest}")),
+        }));
+    }
+    let all = args.shard.of(all);
+
+    let mut reasons: BTreeMap<&str, Option<String>> = BTreeMap::new();
+    let (mut todo, mut skips, mut done) = (VecDeque::new(), Vec::new(), 0);
+    for job in all {
+        let env_id = job.entry.env_id.as_str();
+        let reason = reasons.entry(env_id).or_insert_with(|| skipped(env_id));
+        let state = if job.is_done(args.keep) && !args.force {
+            done += 1;
+            "done".to_string()
+        } else if let Some(reason) = reason {
+            skips.push(format!("skipped: {}: {reason}", job.name()));
+            format!("skipped: {reason}")
+        } else {
+            todo.push_back(job.clone());
+            if job.is_resumable() { "to be continued" } else { "to do" }.to_string()
+        };
+        if args.dry_run {
+            println!("{}: {state}", job.name());
+        }
+    }
+    if args.dry_run {
+        println!("{done} done, {} to do, {} skipped", todo.len(), skips.len());
+        return Ok(());
+    }
+
+    for (flag, folder) in [("--results", &results), ("--work", &work)] {
+        fs::create_dir_all(folder)
+            .and_then(|()| tempfile::NamedTempFile::new_in(folder).map(drop))
+            .or_else(|error| invalid(format!("{flag} {}: cannot be written: {error}", folder.display())))?;
+    }
+    let algorithms: BTreeSet<&str> = todo.iter().map(|job| job.entry.algorithm.as_str()).collect();
+    let programs = match &args.bin_dir {
+        Some(folder) => find_programs(folder, &algorithms)?,
+        None if algorithms.is_empty() => BTreeMap::new(),
+        None => build_programs(&algorithms)?,
+    };
+    let handled = ctrlc::set_handler(|| {
+        INTERRUPTS.fetch_add(1, Ordering::Relaxed);
+    });
+    handled.context("installing the Ctrl-C handler")?;
+
+    let parallel = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let mut pool = Pool::new(todo, parallel, done, &results);
+    pool.run(&programs);
+
+    let Pool { console, finished, failures, interrupted, .. } = pool;
+    console.clear();
+    for line in skips.iter().chain(&failures) {
+        eprintln!("{line}");
+    }
+    let skips = skips.len();
+    eprintln!("{done} done before, {finished} done now, {} failed, {skips} skipped", failures.len());
+    if interrupted {
+        let line = "interrupted; the same command goes on from here";
+        return Err(Interrupted(line.into()).into());
+    }
+    if !failures.is_empty() {
+        bail!("{} failed: {}", failures.len(), failures[0]);
+    }
+    Ok(())
+}
+
+/// The programs in `folder`.
+fn find_programs(folder: &Path, algorithms: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>> {
+    let mut programs = BTreeMap::new();
+    for &name in algorithms {
+        let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+        if !path.is_file() {
+            return invalid(format!("--bin-dir {}: holds no program {name}", folder.display()));
+        }
+        programs.insert(name.to_string(), path);
+    }
+    Ok(programs)
+}
+
+/// Builds the programs as the tests do: with the features of the whole workspace.
+fn build_programs(algorithms: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["build", "--workspace", "--message-format=json-render-diagnostics"])
+        .args(algorithms.iter().flat_map(|name| ["--bin", name]))
+        .current_dir(jobs::root())
+        .stderr(Stdio::inherit())
+        .output()
+        .context("starting cargo; --bin-dir takes programs that are built already")?;
+    if !output.status.success() {
+        bail!("cargo build: {}", output.status);
+    }
+    let mut programs = BTreeMap::new();
+    for line in String::from_utf8_lossy(&output.stdout).lines() {
+        let message: serde_json::Value = serde_json::from_str(line).context("what cargo build printed")?;
+        let (name, path) = (message["target"]["name"].as_str(), message["executable"].as_str());
+        if let (Some(name), Some(path)) = (name, path) {
+            programs.insert(name.to_string(), PathBuf::from(path));
+        }
+    }
+    if let Some(missing) = algorithms.iter().find(|name| !programs.contains_key(**name)) {
+        bail!("cargo build made no program {missing}");
+    }
+    Ok(programs)
+}
+
+/// A job whose process runs.
+struct Running<'a> {
+    job: Job<'a>,
+    child: Child,
+    started: Instant,
+    bar: Option<ProgressBar>,
+}
+
+/// The jobs to be done and those that run.
+struct Pool<'a> {
+    todo: VecDeque<Job<'a>>,
+    running: Vec<Running<'a>>,
+    parallel: usize,
+    finished: usize,
+    failures: Vec<String>,
+    interrupted: bool,
+    seconds: Seconds,
+    console: Console,
+}
+
+impl<'a> Pool<'a> {
+    fn new(todo: VecDeque<Job<'a>>, parallel: usize, done: usize, results: &Path) -> Self {
+        let console = Console::new(todo.len() + done, done);
+        Self {
+            todo,
+            running: Vec::new(),
+            parallel,
+            finished: 0,
+            failures: Vec::new(),
+            interrupted: false,
+            seconds: Seconds::of_results(results),
+            console,
+        }
+    }
+
+    /// Runs everything. A failure is noted and stops nothing else.
+    fn run(&mut self, programs: &BTreeMap<String, PathBuf>) {
+        let mut heard = 0;
+        let mut last_status = Instant::now();
+        loop {
+            let interrupts = INTERRUPTS.load(Ordering::Relaxed);
+            if interrupts > heard {
+                heard = interrupts;
+                self.interrupt(interrupts > 1);
+            }
+            while !self.interrupted && self.running.len() < self.parallel {
+                let Some(job) = self.todo.pop_front() else { break };
+                match job.start(&programs[&job.entry.algorithm]) {
+                    Ok(child) => {
+                        let bar = self.console.add(&job);
+                        self.running.push(Running { job, child, started: Instant::now(), bar });
+                    }
+                    Err(error) => self.fail(format!("{}: {error:#}", job.name())),
+                }
+            }
+            if self.running.is_empty() {
+                return;
+            }
+            self.reap();
+            if last_status.elapsed() >= STATUS {
+                last_status = Instant::now();
+                self.print_status();
+            }
+            for Running { job, bar, .. } in &self.running {
+                if let (Some(bar), Some((step, numbers))) = (bar, progress(&tail(&job.stderr()))) {
+                    bar.set_position(step);
+                    bar.set_message(numbers);
+                }
+            }
+            self.console.set_left(self.left());
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// Takes the results of the processes that have ended.
+    fn reap(&mut self) {
+        let mut i = 0;
+        while i < self.running.len() {
+            let status = match self.running[i].child.try_wait() {
+                Ok(None) => {
+                    i += 1;
+                    continue;
+                }
+                Ok(Some(status)) => status,
+                Err(error) => {
+                    let Running { job, bar, .. } = self.running.swap_remove(i);
+                    self.console.remove(bar);
+                    self.fail(format!("{}: {error}", job.name()));
+                    continue;
+                }
+            };
+            let Running { job, bar, .. } = self.running.swap_remove(i);
+            self.console.remove(bar);
+            if status.success() {
+                match job.finish() {
+                    Ok(result) => self.succeed(&job, &result),
+                    Err(error) => self.fail(format!("{}: {error:#}", job.name())),
+                }
+            } else if !self.interrupted {
+                self.fail(job.failure(status));
+            }
+        }
+    }
+
+    fn succeed(&mut self, job: &Job<'_>, result: &RunResult) {
+        self.finished += 1;
+        self.seconds.add(&job.entry.name(), result.wall_seconds);
+        let values: Vec<String> =
+            result.values.iter().map(|value| format!("{} {:.2}", value.metric, value.value)).collect();
+        self.console.job_ended(&format!(
+            "{}: {}, {:.1} s",
+            job.name(),
+            values.join(", "),
+            result.wall_seconds
+        ));
+    }
+
+    fn fail(&mut self, line: String) {
+        self.console.job_ended(&format!("FAILED {line}"));
+        self.failures.push(line);
+    }
+
+    /// Starts no more jobs and lets those that run save themselves; `at_once` kills them.
+    fn interrupt(&mut self, at_once: bool) {
+        self.interrupted = true;
+        self.console.say("interrupted: waiting until every run has saved its state");
+        for Running { child, .. } in &mut self.running {
+            if at_once {
+                let _ = child.kill(); // it may have ended
+            } else {
+                send_interrupt(child);
+            }
+        }
+    }
+
+    /// About how long the rest takes, once anything is known about it.
+    fn left(&self) -> Option<Duration> {
+        let mut seconds = 0.0;
+        for job in &self.todo {
+            seconds += self.seconds.of(job.entry)?;
+        }
+        for Running { job, started, .. } in &self.running {
+            seconds += (self.seconds.of(job.entry)? - started.elapsed().as_secs_f64()).max(0.0);
+        }
+        Duration::try_from_secs_f64(seconds / self.parallel as f64).ok()
+    }
+
+    /// Where there is no terminal, a line on what runs.
+    fn print_status(&self) {
+        if self.console.total.is_some() {
+            return;
+        }
+        for Running { job, .. } in &self.running {
+            let (step, numbers) = progress(&tail(&job.stderr())).unwrap_or_default();
+            eprintln!("  {}: step {step}/{}  {numbers}", job.name(), job.entry.steps);
+        }
+        let left = self.left().map_or(String::new(), |left| format!(", about {} s left", left.as_secs()));
+        eprintln!("  {} to be started{left}", self.todo.len());
+    }
+}
+
+/// Asks a child to save its state and end. After Ctrl-C in a terminal it has been asked already,
+/// which does no harm; a signal to this process alone has not reached it.
+fn send_interrupt(child: &Child) {
+    #[cfg(unix)]
+    {
+        unsafe extern "C" {
+            fn kill(pid: i32, signal: i32) -> i32;
+        }
+        const SIGINT: i32 = 2;
+        if let Ok(pid) = i32::try_from(child.id()) {
+            // SAFETY: kill takes two integers; the child has not been waited for, so its id is its own.
+            unsafe { kill(pid, SIGINT) };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = child; // the console has told it
+}
+
+/// How long jobs take, from the results there are.
+struct Seconds(BTreeMap<String, (f64, u32)>); // sum and number of each entry's
+
+impl Seconds {
+    fn of_results(results: &Path) -> Self {
+        let mut this = Self(BTreeMap::new());
+        for result in result::read_all(results).unwrap_or_default() {
+            this.add(&result.name(), result.wall_seconds);
+        }
+        this
+    }
+
+    fn add(&mut self, name: &str, seconds: f64) {
+        let (sum, number) = self.0.entry(name.to_string()).or_default();
+        *sum += seconds;
+        *number += 1;
+    }
+
+    /// The mean of the entry, or of all where it is not known; `None` while nothing is.
+    fn of(&self, entry: &Entry) -> Option<f64> {
+        let mean = |(sum, number): (f64, u32)| sum / f64::from(number);
+        let all = || self.0.values().fold((0.0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
+        self.0.get(&entry.name()).copied().or_else(|| Some(all()).filter(|all| all.1 > 0)).map(mean)
+    }
+}
+
+/// On a terminal a bar for each process and one for all; elsewhere plain lines.
+struct Console {
+    bars: MultiProgress,
+    total: Option<ProgressBar>,
+}
+
+impl Console {
+    fn new(jobs: usize, done: usize) -> Self {
+        let bars = MultiProgress::new();
+        let total = std::io::stderr().is_terminal().then(|| {
+            let bar = bars.add(ProgressBar::new(jobs as u64));
+            bar.set_style(style("{bar:32} {pos}/{len} jobs  {elapsed}{msg}"));
+            bar.set_position(done as u64);
+            bar
+        });
+        Self { bars, total }
+    }
+
+    fn add(&self, job: &Job<'_>) -> Option<ProgressBar> {
+        let total = self.total.as_ref()?;
+        let bar = self.bars.insert_before(total, ProgressBar::new(job.entry.steps as u64));
+        bar.set_style(style("{bar:32} {prefix}  {msg}"));
+        bar.set_prefix(job.name());
+        Some(bar)
+    }
+
+    fn remove(&self, bar: Option<ProgressBar>) {
+        if let Some(bar) = bar {
+            bar.finish_and_clear();
+            self.bars.remove(&bar);
+        }
+    }
+
+    fn job_ended(&self, line: &str) {
+        self.say(line);
+        if let Some(total) = &self.total {
+            total.inc(1);
+        }
+    }
+
+    fn set_left(&self, left: Option<Duration>) {
+        if let (Some(total), Some(left)) = (&self.total, left) {
+            let seconds = left.as_secs();
+            total.set_message(format!(" < {}:{:02}:{:02}", seconds / 3600, seconds / 60 % 60, seconds % 60));
+        }
+    }
+
+    fn say(&self, line: &str) {
+        self.bars.suspend(|| eprintln!("{line}"));
+    }
+
+    fn clear(&self) {
+        if let Some(total) = &self.total {
+            total.finish_and_clear();
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.progress_chars("━╸ ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_read_from_the_last_line_of_it() {
+        let text = "ppo on CartPole-v1 → runs\nseed = 1\nstep 5/100  return –  9 steps/s  1 s elapsed, 10 s left\n\
+                    step 50/100  return 312.4  101000 steps/s  5 s elapsed, 5 s left\nsome words\n";
+        assert_eq!(progress(text), Some((50, "return 312.4  101000 steps/s".to_string())));
+        assert_eq!(progress("nothing yet\nstep by step\n"), None);
+    }
+}

@@ -1,0 +1,402 @@
+//! The benchmark runner, with shell scripts in the place of algorithms.
+#![cfg(unix)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
+
+/// Trains nothing: notes how it was called in `log` beside itself and writes a run directory whose
+/// returns depend on the seed and on the file `bonus`. With a file `fail-SEED` it fails, with one
+/// called `hang` it waits to be interrupted.
+const ALGORITHM: &str = r#"#!/bin/sh
+here=$(dirname "$0")
+resumed=no
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) dir=$2 ;;
+        --resume) dir=$2; resumed=yes ;;
+        --seed) seed=$2 ;;
+    esac
+    shift
+done
+if [ $resumed = yes ]; then seed=$(cat "$dir/config.toml"); fi
+echo "$seed resumed=$resumed" >> "$here/log"
+mkdir -p "$dir"
+echo "$seed" > "$dir/config.toml"
+if [ -e "$here/fail-$seed" ]; then
+    echo "one line" >&2
+    echo "error: seed $seed has failed" >&2
+    exit 1
+fi
+if [ -e "$here/hang" ]; then
+    trap 'touch "$dir/checkpoint.safetensors"; exit 130' INT
+    touch "$here/hanging"
+    while :; do :; done
+fi
+score=$((400 + seed + $(cat "$here/bonus")))
+{
+    echo global_step,wall_seconds,tag,value
+    for step in 100 200 300 400; do
+        echo "$step,0.1,charts/episodic_return,$((score - 1000 / step * 20))"
+        echo "$step,0.1,losses/entropy,0.$((seed + 50))"
+    done
+    echo "400,0.2,eval/episodic_return,$score"
+} > "$dir/metrics.csv"
+cat > "$dir/summary.json" <<END
+{"algorithm": "ppo", "env_id": "CartPole-v1", "seed": $seed, "total_timesteps": 400, "wall_seconds": 0.25,
+ "sps": 1600.0, "eval": {"mean": $score, "std": 2.0, "episodes": 100}, "git_commit": null, "version": "0.1.0",
+ "cpu": "a processor"}
+END
+"#;
+
+/// A folder with programs, results and runs in progress.
+struct Place(TempDir);
+
+impl Place {
+    fn new() -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::create_dir(place.path("bin")).unwrap();
+        fs::write(place.path("bin/ppo"), ALGORITHM).unwrap();
+        fs::set_permissions(place.path("bin/ppo"), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(place.path("bin/bonus"), "0").unwrap();
+        place
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// `regression run ppo --jobs 1` with these folders and further flags.
+    fn command(&self, results: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(REGRESSION);
+        command.args(["run", "ppo", "--jobs", "1"]).args(args).stdin(Stdio::null());
+        for (flag, name) in [("--results", results), ("--work", "work"), ("--bin-dir", "bin")] {
+            command.arg(flag).arg(self.path(name));
+        }
+        command
+    }
+
+    /// Runs it; the exit code must be as given. Returns what it printed on standard error.
+    fn run(&self, results: &str, args: &[&str], code: i32) -> String {
+        let output = self.command(results, args).output().unwrap();
+        assert_eq!(output.status.code(), Some(code), "{output:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    /// How the programs were called since the last time.
+    fn log(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("bin/log")).unwrap_or_default();
+        let _ = fs::remove_file(self.path("bin/log"));
+        text.lines().map(str::to_string).collect()
+    }
+
+    fn result(&self, seed: u64) -> PathBuf {
+        self.path(&format!("results/runs/test/ppo__CartPole-v1/{seed}.json"))
+    }
+}
+
+fn regression(args: &[&str]) -> Output {
+    Command::new(REGRESSION).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// Contents of every file below `folder`.
+fn contents(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut files = BTreeMap::new();
+    for item in fs::read_dir(folder).unwrap() {
+        let path = item.unwrap().path();
+        if path.is_dir() {
+            files.extend(contents(&path).into_iter().map(|(name, bytes)| (path.join(name), bytes)));
+        } else {
+            files.insert(path.clone(), fs::read(&path).unwrap());
+        }
+    }
+    files
+        .into_iter()
+        .map(|(path, bytes)| (path.strip_prefix(folder).unwrap_or(&path).into(), bytes))
+        .collect()
+}
+
+#[test]
+fn only_what_is_not_done_is_run() {
+    let place = Place::new();
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=no", "2 resumed=no"]);
+    assert!(place.result(1).exists() && place.result(2).exists());
+    // Nothing is left of the runs themselves.
+    assert!(contents(&place.path("work")).is_empty());
+
+    let text = place.run("results", &["--seeds", "2"], 0);
+    assert!(place.log().is_empty());
+    assert!(text.contains("2 done before, 0 done now, 0 failed, 0 skipped"), "{text}");
+    place.run("results", &["--seeds", "2", "--first-seed", "2"], 0);
+    assert_eq!(place.log(), ["3 resumed=no"]);
+    place.run("results", &["--seeds", "2", "--force"], 0);
+    assert_eq!(place.log().len(), 2);
+
+    // Missing, damaged, of older sources, of other settings.
+    fs::remove_file(place.result(1)).unwrap();
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=no"]);
+    fs::write(place.result(2), "{").unwrap();
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["2 resumed=no"]);
+    let replace_digest = |name: &str| {
+        let text = fs::read_to_string(place.result(1)).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value[name] = "00000000".into();
+        fs::write(place.result(1), value.to_string()).unwrap();
+    };
+    replace_digest("source_digest");
+    place.run("results", &["--seeds", "2", "--keep"], 0);
+    assert!(place.log().is_empty());
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=no"]);
+    replace_digest("config_digest");
+    place.run("results", &["--seeds", "2", "--keep"], 0);
+    assert_eq!(place.log(), ["1 resumed=no"]);
+}
+
+#[test]
+fn a_failure_stops_nothing_and_is_reported_last() {
+    let place = Place::new();
+    fs::write(place.path("bin/fail-2"), "").unwrap();
+    let text = place.run("results", &["--seeds", "3"], 1);
+    assert_eq!(place.log(), ["1 resumed=no", "2 resumed=no", "3 resumed=no"]);
+    assert!(place.result(1).exists() && !place.result(2).exists() && place.result(3).exists());
+    let last = text.lines().last().unwrap();
+    for part in
+        ["error: 1 failed", "ppo on CartPole-v1, seed 2", "exit status: 1", "error: seed 2 has failed"]
+    {
+        assert!(last.contains(part), "{last}");
+    }
+    assert!(!last.contains("one line"), "{last}");
+
+    fs::remove_file(place.path("bin/fail-2")).unwrap();
+    place.run("results", &["--seeds", "3"], 0);
+    assert_eq!(place.log(), ["2 resumed=no"]);
+}
+
+#[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let place = Place::new();
+    fs::write(place.path("bin/hang"), "").unwrap();
+    let mut child = place
+        .command("results", &["--seeds", "2"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    while !place.path("bin/hanging").exists() {
+        assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
+        std::thread::yield_now();
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(place.log(), ["1 resumed=no"]);
+    assert!(!place.result(1).exists());
+
+    fs::remove_file(place.path("bin/hang")).unwrap();
+    let list = place.command("results", &["--seeds", "2", "--dry-run"]).output().unwrap();
+    assert!(stdout(&list).contains("seed 1: to be continued"), "{list:?}");
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=yes", "2 resumed=no"]);
+    assert!(contents(&place.path("work")).is_empty());
+}
+
+#[test]
+fn without_mujoco_its_tasks_are_skipped_unless_they_are_required() {
+    let place = Place::new();
+    fs::copy(place.path("bin/ppo"), place.path("bin/ppo_continuous")).unwrap();
+    let run = |required: &str| {
+        let mut command = place.command("results", &["ppo_continuous", "--seeds", "1"]);
+        command.env_remove("MUJOCO_LIB").env_remove("MUJOCO_MODELS");
+        command.env("PLAINRL_PYTHON", "/none").env("REQUIRE_MUJOCO", required);
+        command.output().unwrap()
+    };
+    let output = run("0");
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(stderr.contains("skipped: ppo_continuous on InvertedPendulum-v5, seed 1: "), "{stderr}");
+    assert!(stderr.contains("2 done now, 0 failed, 1 skipped"), "{stderr}");
+    assert_eq!(place.log().len(), 2);
+    // Required, it is run, and fails if it cannot do without.
+    assert_eq!(run("1").status.code(), Some(0));
+    assert_eq!(place.log().len(), 1);
+}
+
+#[test]
+fn a_dry_run_changes_nothing() {
+    let place = Place::new();
+    let output = place.command("results", &["--dry-run"]).output().unwrap();
+    assert_eq!(stdout(&output).lines().count(), 6, "{output:?}");
+    assert!(stdout(&output).contains("ppo on CartPole-v1, seed 5: to do"), "{output:?}");
+    assert!(!place.path("results").exists() && !place.path("work").exists());
+    assert!(place.log().is_empty());
+}
+
+#[test]
+fn shards_together_are_the_whole() {
+    let place = Place::new();
+    place.run("results", &["--seeds", "5"], 0);
+    let mut merged = BTreeMap::new();
+    for shard in ["1/3", "2/3", "3/3"] {
+        let results = format!("shard-{}", &shard[..1]);
+        place.run(&results, &["--seeds", "5", "--shard", shard], 0);
+        let files = contents(&place.path(&results));
+        assert!(files.len() < 5, "{shard}");
+        merged.extend(files);
+    }
+    assert_eq!(merged, contents(&place.path("results")));
+    assert_eq!(merged.len(), 5);
+}
+
+#[test]
+fn the_report_is_a_function_of_the_results() {
+    let place = Place::new();
+    place.run("results", &["--seeds", "3"], 0);
+    let readme = place.path("README.md");
+    fs::write(&readme, "before\n<!-- results -->\nold\n<!-- /results -->\nafter\n").unwrap();
+    let report = || {
+        let (results, readme) = (place.path("results"), readme.to_str().unwrap());
+        regression(&["report", "--results", results.to_str().unwrap(), "--readme", readme])
+    };
+    let output = report();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let first = contents(place.0.path());
+
+    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
+    assert!(page.contains("| 402.0 ± 1.0 | 3 | ≥ 475 [1] | 0.2 | 1,600 |"), "{page}");
+    let curves = place.path("results/curves/test");
+    assert!(page.contains("curves/test/ppo__CartPole-v1.png"), "{page}");
+    assert!(curves.join("ppo__CartPole-v1.png").exists());
+    let csv = fs::read_to_string(curves.join("ppo__CartPole-v1.csv")).unwrap();
+    let (header, last) = (csv.lines().next().unwrap(), csv.lines().last().unwrap());
+    assert_eq!(header, "step,mean,low,high,seed_1,seed_2,seed_3");
+    // The return of 400 steps: the score less 2 · 20.
+    assert_eq!(last, "400,362,361,363,361,362,363");
+    let text = fs::read_to_string(&readme).unwrap();
+    assert!(
+        text.starts_with("before\n<!-- results -->\n| algorithm")
+            && text.ends_with("<!-- /results -->\nafter\n")
+    );
+    assert!(
+        text.contains("| CartPole-v1 | 100,000 | 402.0 ± 1.0 | ≥ 475 |") && !text.contains("old"),
+        "{text}"
+    );
+
+    fs::write(curves.join("sarsa__CartPole-v1.png"), "of an algorithm that is gone").unwrap();
+    assert_eq!(report().status.code(), Some(0));
+    assert!(first == contents(place.0.path()), "the second report differs");
+
+    // A result of settings that are in no list is named and left out.
+    let text = fs::read_to_string(place.result(1)).unwrap();
+    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+    value["config_digest"] = "00000000".into();
+    fs::write(place.result(1), value.to_string()).unwrap();
+    let stderr = String::from_utf8(report().stderr).unwrap();
+    assert!(stderr.contains("test ppo__CartPole-v1, seed 1: left out"), "{stderr}");
+    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
+    assert!(page.contains("| 402.5 ± 0.7 | 2 |"), "{page}");
+}
+
+#[test]
+fn a_comparison_finds_what_became_worse() {
+    let place = Place::new();
+    place.run("old", &["--seeds", "4"], 0);
+    place.run("same", &["--seeds", "4", "--first-seed", "3"], 0);
+    fs::write(place.path("bin/bonus"), "-200").unwrap();
+    place.run("bad", &["--seeds", "4", "--first-seed", "3"], 0);
+    fs::write(place.path("bin/bonus"), "1").unwrap();
+    place.run("another", &["--seeds", "4"], 0);
+    place.run("single", &["--seeds", "1"], 0);
+    let compare = |old: &str, new: &str, more: &[&str]| {
+        let (old, new) = (place.path(old), place.path(new));
+        let output = regression(&[&["compare", old.to_str().unwrap(), new.to_str().unwrap()], more].concat());
+        (output.status.code(), stdout(&output))
+    };
+    let (code, text) = compare("old", "same", &["--strict"]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("eval/episodic_return: 402.5000 ± 1.2910 → 404.5000 ± 1.2910"), "{text}");
+    assert!(text.contains("2 scores: 0 worse, 0 better; 1 diagnostics: 0 changed"), "{text}");
+    let (code, text) = compare("old", "bad", &[]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("2 worse, 0 better"), "{text}");
+    let (code, text) = compare("bad", "old", &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("0 worse, 2 better"), "{text}");
+    // The same seeds, one point more: nothing that counts, but not the same program.
+    let (code, text) = compare("old", "another", &[]);
+    assert_eq!(code, Some(0), "{text}");
+    assert!(text.contains("4 of 4 seeds give another run: CHANGED"), "{text}");
+    assert_eq!(compare("old", "another", &["--strict"]).0, Some(1));
+    assert_eq!(compare("old", "old", &["--strict"]).0, Some(0));
+    let (code, text) = compare("old", "single", &[]);
+    assert_eq!(code, Some(2), "{text}");
+    assert!(text.contains("4 and 1 seeds, two are needed"), "{text}");
+}
+
+#[test]
+fn bad_input_is_refused_in_one_line() {
+    let place = Place::new();
+    fs::create_dir(place.path("empty")).unwrap();
+    place.run("results", &["--seeds", "1"], 0);
+    fs::create_dir_all(place.path("broken/runs/test/ppo__CartPole-v1")).unwrap();
+    fs::write(place.path("broken/runs/test/ppo__CartPole-v1/1.json"), "{}").unwrap();
+    fs::write(place.path("none.md"), "no markers").unwrap();
+    fs::write(place.path("broken/far.md"), "<!-- results -->\n<!-- /results -->\n").unwrap();
+    let text = |name: &str| place.path(name).to_str().unwrap().to_string();
+    let (bin, empty, results, broken) = (text("bin"), text("empty"), text("results"), text("broken"));
+    let (none, far, new) = (text("none.md"), text("broken/far.md"), text("new"));
+    let before = contents(place.0.path());
+
+    let refuses = |args: &[&str], mentions: &[&str]| {
+        let output = regression(args);
+        let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{args:?} {output:?}");
+        assert_eq!(stderr.lines().count(), 1, "{args:?} {stderr}");
+        assert!(stderr.starts_with("error: "), "{args:?} {stderr}");
+        for mention in mentions {
+            assert!(stderr.contains(mention), "{args:?} {mention:?} {stderr}");
+        }
+    };
+    refuses(&[], &["subcommand", "run", "report", "compare"]);
+    refuses(&["train"], &["train"]);
+    refuses(&["run", "pp0"], &["pp0", "ppo, "]);
+    refuses(&["run", "cem", "--tier", "benchmark"], &["cem", "benchmark", "ppo_continuous"]);
+    refuses(&["run", "--tier", "slow"], &["slow", "--tier", "test", "benchmark"]);
+    refuses(&["run", "--seeds", "0"], &["'0'", "--seeds", "at least 1"]);
+    refuses(&["run", "--seeds", "two"], &["'two'", "--seeds"]);
+    refuses(&["run", "--first-seed", "x"], &["'x'", "--first-seed"]);
+    refuses(
+        &["run", "--first-seed", "18446744073709551615"],
+        &["--first-seed 18446744073709551615", "5 seeds"],
+    );
+    refuses(&["run", "--jobs", "0"], &["'0'", "--jobs", "at least 1"]);
+    refuses(&["run", "--shard", "4/3"], &["'4/3'", "--shard", "i/n"]);
+    refuses(&["run", "--force", "--keep"], &["--force", "--keep"]);
+    refuses(&["run", "--results", "/proc/none", "--bin-dir", &bin], &["--results /proc/none"]);
+    refuses(&["run", "ppo", "--results", &empty, "--work", "/proc/none"], &["--work /proc/none"]);
+    let flags = ["run", "es", "--results", &empty, "--work", &empty, "--bin-dir", &bin];
+    refuses(&flags, &["--bin-dir", &bin, "no program es"]);
+    refuses(&["report", "--results", &new], &[&new, "no results"]);
+    refuses(&["report", "--results", &empty], &[&empty, "no results"]);
+    refuses(&["report", "--results", &broken], &["1.json", "not the result of a run"]);
+    refuses(&["report", "--results", &results, "--readme", &new], &["--readme", &new]);
+    refuses(&["report", "--results", &results, "--readme", &none], &["--readme", &none, "<!-- results -->"]);
+    refuses(&["report", "--results", &results, "--readme", &far], &["--readme", &far, "below"]);
+    refuses(&["compare", &results], &["NEW"]);
+    refuses(&["compare", &results, &new], &[&new, "no results"]);
+    refuses(&["compare", &broken, &results], &["1.json"]);
+    refuses(&["compare", &results, &results, "--alpha", "1"], &["--alpha"]);
+    assert_eq!(before, contents(place.0.path()));
+}
