@@ -682,7 +682,8 @@ fn git_commit() -> Option<String> {
     output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
 }
 
-fn cpu_name() -> String {
+/// The name of the CPU, where the system tells it.
+pub fn cpu_name() -> String {
     let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
     name.map_or(std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())

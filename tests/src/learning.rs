@@ -214,7 +214,8 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Row>> {
         .collect()
 }
 
-fn median(values: &[f64]) -> f64 {
+/// The middle of `values`, of which there is at least one.
+pub(crate) fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

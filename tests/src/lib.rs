@@ -1,7 +1,8 @@
 //! Regression tests: learning curves against published numbers, and environments against
-//! recordings of their originals.
+//! recordings of their originals, and speed beside that of other libraries.
 
 pub mod learning;
 pub mod parity;
+pub mod speed;
 
 pub use learning::{check, give_the_same_run, is_deterministic, refuses, resumes, survives_kills};

@@ -5,6 +5,7 @@
 //! cargo run -p regression -- run                      # the tier `test`, five seeds
 //! cargo run -p regression -- report                   # results/README.md, curves, README.md
 //! cargo run -p regression -- compare OLD/results results
+//! cargo run -p regression -- speed --peers            # beside other libraries; results/speed.md
 //! ```
 
 mod compare;
@@ -16,9 +17,10 @@ mod statistics;
 
 use clap::{Parser, Subcommand};
 use common::cli;
+use regression::speed::{SpeedArgs, speed};
 use std::process::ExitCode;
 
-/// Benchmarks of all algorithms: run them, report, compare.
+/// Benchmarks of all algorithms: run them, report, compare; and speed.
 #[derive(Parser)]
 #[command(name = "regression", arg_required_else_help = false)]
 struct Args {
@@ -34,6 +36,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Tell whether results are worse than older ones; exit code 1 if any is
     Compare(compare::CompareArgs),
+    /// Measure speed beside other libraries and write results/speed.md
+    Speed(SpeedArgs),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +45,6 @@ fn main() -> ExitCode {
         Command::Run(args) => runner::run(args),
         Command::Report(args) => report::report(args),
         Command::Compare(args) => compare::compare(args),
+        Command::Speed(args) => speed(args),
     })
 }

@@ -1,0 +1,79 @@
+"""Trains with Stable-Baselines3 (sb3) or SBX (sbx): train.py LIBRARY WORKLOAD STEPS THREADS.
+
+Imports, compilation and the first steps, in which nothing is learned, fall into the first run,
+which is a warm-up. Learning goes on from run to run.
+"""
+
+import sys
+
+from measured import serve
+
+library, workload, steps, threads = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+if library == "sb3":
+    import stable_baselines3 as algorithms
+    import torch
+
+    torch.set_num_threads(threads)
+    options = {"device": "cpu"}
+else:
+    import sbx as algorithms
+
+    options = {}
+
+from stable_baselines3.common.env_util import make_vec_env
+
+
+def ppo():
+    """4 environments of 128 steps, 4 epochs of 4 minibatches; the layers of 64 are tanh by default."""
+    return algorithms.PPO(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=4),
+        n_steps=128,
+        batch_size=128,
+        n_epochs=4,
+        policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
+        **options,
+    )
+
+
+def dqn():
+    """An update of 128 transitions every step; a constant share of actions is random."""
+    return algorithms.DQN(
+        "MlpPolicy",
+        make_vec_env("CartPole-v1", n_envs=1),
+        batch_size=128,
+        train_freq=1,
+        gradient_steps=1,
+        learning_starts=100,
+        target_update_interval=500,
+        exploration_initial_eps=0.05,
+        exploration_final_eps=0.05,
+        policy_kwargs={"net_arch": [120, 84]},
+        **options,
+    )
+
+
+def sac():
+    """An update of 256 transitions every step."""
+    return algorithms.SAC(
+        "MlpPolicy",
+        make_vec_env("Pendulum-v1", n_envs=1),
+        batch_size=256,
+        train_freq=1,
+        gradient_steps=1,
+        learning_starts=100,
+        policy_kwargs={"net_arch": [256, 256]},
+        **options,
+    )
+
+
+model = {"ppo": ppo, "dqn": dqn, "sac": sac}[workload]()
+
+
+def run():
+    before = model.num_timesteps
+    model.learn(steps, reset_num_timesteps=False)
+    return model.num_timesteps - before
+
+
+serve(run)
