@@ -266,6 +266,25 @@ proptest! {
         has_the_slopes_of(&y, inputs, output, rng);
     }
 
+    /// The sizes at which products take another way: few rows or few outputs of many inputs.
+    #[test]
+    fn a_large_dense_layer_is_candle_s(
+        (batch, in_dim, out_dim) in prop_oneof![
+            (1..9_usize, 100..300_usize, 100..300_usize),
+            (100..300_usize, 100..300_usize, 1..9_usize),
+            (100..300_usize, 1..40_usize, 30..300_usize),
+        ],
+        seed in any::<u64>(),
+    ) {
+        let rng = &mut rng(seed, 0);
+        let (x_var, x) = variable(&[batch, in_dim], View::Contiguous, rng);
+        let (weight, _) = variable(&[out_dim, in_dim], View::Contiguous, rng);
+        let (bias, _) = variable(&[out_dim], View::Contiguous, rng);
+        let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
+        let stock = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
+        same(&layer.forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-4, rng);
+    }
+
     #[test]
     fn a_categorical_distribution_is_that_of_log_softmax(
         (batch, num_actions) in (1..40_usize, 1..20_usize),

@@ -172,7 +172,18 @@ impl CustomOp3 for Dense {
         let x = slice(x, x_layout)?; //           [batch, in_dim]
         let weight = slice(weight, weight_layout)?; // [out_dim, in_dim]
         let bias = slice(bias, bias_layout)?; //  [out_dim]
-        let mut y = matmul(batch, out_dim, in_dim, Matrix::rows(x, in_dim), Matrix::columns(weight, in_dim));
+        // y = x Wᵀ. Products in blocks first copy W into another order, which for few rows or few
+        // outputs takes several times as long as multiplying row by row.
+        let w = Matrix::columns(weight, in_dim);
+        let mut y = if (batch <= 8 || out_dim <= 8) && batch * in_dim * out_dim >= 40_000 {
+            let mut y = vec![0.0; batch * out_dim];
+            for (y, x) in y.chunks_exact_mut(out_dim).zip(x.chunks_exact(in_dim)) {
+                matmul_add(1, out_dim, in_dim, y, Matrix::rows(x, in_dim), w);
+            }
+            y
+        } else {
+            matmul(batch, out_dim, in_dim, Matrix::rows(x, in_dim), w)
+        };
         self.activation.apply_with_bias(&mut y, bias);
         Ok((CpuStorage::F32(y), (batch, out_dim).into()))
     }
