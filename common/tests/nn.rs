@@ -8,8 +8,8 @@ use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
 use common::nn::{
-    Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, clip_grad_norm,
-    conv2d, conv2d_orthogonal, copy_parameters, linear, soft_update,
+    Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, backward,
+    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, linear, soft_update,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -283,6 +283,29 @@ proptest! {
         let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
         let stock = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         same(&layer.forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-4, rng);
+    }
+
+    /// A layer used twice, and one whose weight also has a gradient of candle's own.
+    #[test]
+    fn gradients_without_zeros_are_candle_s(
+        (batch, dim) in (1..20_usize, 1..20_usize),
+        seed in any::<u64>(),
+    ) {
+        let rng = &mut rng(seed, 0);
+        let (x, _) = variable(&[batch, dim], View::Contiguous, rng);
+        let (weight, _) = variable(&[dim, dim], View::Contiguous, rng);
+        let (bias, _) = variable(&[dim], View::Contiguous, rng);
+        let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
+        let layer = layer.with_activation(Activation::Tanh);
+        let computed = Linear::new((weight.as_tensor() * 2.0).unwrap(), bias.as_tensor().clone());
+        let twice = layer.forward(&layer.forward(&x).unwrap()).unwrap();
+        let loss = computed.forward(&twice).unwrap().sqr().unwrap().sum_all().unwrap();
+        let loss = (loss + weight.sqr().unwrap().sum_all().unwrap()).unwrap();
+        let (ours, candle_s) = (backward(&loss).unwrap(), loss.backward().unwrap());
+        for var in [&x, &weight, &bias] {
+            let difference = difference(ours.get(var).unwrap(), candle_s.get(var).unwrap());
+            prop_assert!(difference < 1e-5, "differs by {difference}");
+        }
     }
 
     #[test]

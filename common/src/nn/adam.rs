@@ -1,6 +1,6 @@
 //! Adam with public state, and clipping of gradients by their global norm.
 
-use super::{VarMap, simd};
+use super::{VarMap, backward, simd};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use envs::persist::Persist;
@@ -82,7 +82,7 @@ impl Adam {
 
     /// Computes the gradients of `loss` and takes a step.
     pub fn backward_step(&mut self, loss: &Tensor) -> Result<()> {
-        self.step(&loss.backward()?)
+        self.step(&backward(loss)?)
     }
 
     /// Takes a step along `grads`. Parameters without a gradient stay as they are.

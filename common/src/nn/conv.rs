@@ -19,6 +19,7 @@
 //! channels of one pixel side by side, not the pixels of one channel: its columns are permuted.)
 
 use super::dense::{ActivationGradient, Matrix, SumRows, matmul, matmul_add, slice};
+use super::gradients::of_parameter;
 use super::{Activation, Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
 
@@ -371,7 +372,7 @@ impl CustomOp3 for Convolution {
         &self,
         x: &Tensor,
         weight: &Tensor,
-        _bias: &Tensor,
+        bias: &Tensor,
         y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
@@ -383,8 +384,9 @@ impl CustomOp3 for Convolution {
         };
         let (mut grad_weight, mut grad_bias) = (None, None);
         if self.parameter_gradient {
-            grad_weight = Some(g.apply_op2_no_bwd(x, &FilterGradient(self.geometry))?); // patchesᵀ g
-            grad_bias = Some(g.flatten_to(2)?.apply_op1_no_bwd(&SumRows)?); //            Σ g
+            let gradient = g.apply_op2_no_bwd(x, &FilterGradient(self.geometry))?; // patchesᵀ g
+            grad_weight = of_parameter(weight, gradient);
+            grad_bias = of_parameter(bias, g.flatten_to(2)?.apply_op1_no_bwd(&SumRows)?); // Σ g
         }
         let grad_x = match self.input_gradient {
             true => Some(g.apply_op2_no_bwd(weight, &ImageGradient(self.geometry))?), // g filtersᵀ

@@ -6,6 +6,7 @@
 //! and at most three products backward. On devices other than the CPU the same type runs candle's
 //! own operations.
 
+use super::gradients::of_parameter;
 use super::{Init, VarBuilder, parallel, simd};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
 
@@ -192,7 +193,7 @@ impl CustomOp3 for Dense {
         &self,
         x: &Tensor,
         weight: &Tensor,
-        _bias: &Tensor,
+        bias: &Tensor,
         y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
@@ -204,8 +205,9 @@ impl CustomOp3 for Dense {
         };
         let (mut grad_weight, mut grad_bias) = (None, None);
         if self.parameter_gradient {
-            grad_weight = Some(g.apply_op2_no_bwd(&x.contiguous()?, &WeightGradient)?); // gᵀ x
-            grad_bias = Some(g.apply_op1_no_bwd(&SumRows)?); //                            Σ_batch g
+            let gradient = g.apply_op2_no_bwd(&x.contiguous()?, &WeightGradient)?; // gᵀ x
+            grad_weight = of_parameter(weight, gradient);
+            grad_bias = of_parameter(bias, g.apply_op1_no_bwd(&SumRows)?); // Σ_batch g
         }
         let grad_x = match self.input_gradient {
             true => Some(g.apply_op2_no_bwd(weight, &InputGradient)?), // g W
