@@ -19,9 +19,9 @@
 //!   [`Run::checkpoint`], which first writes the state to `diverged.safetensors`. The last
 //!   `checkpoint.safetensors` stays as it is;
 //! - a gradient, an action, an observation or a reward that is not finite is refused where it
-//!   appears, by `Adam` and `VecEnv`, whose error ends the run at once. `Adam` has by then changed
-//!   no parameter, but nobody has the whole state at hand: what is left is the last checkpoint, so
-//!   long runs want `--checkpoint-every`.
+//!   appears, by `Adam` and `VecEnv`, whose error ends the run at once. Nobody has the whole state
+//!   at hand there, so a copy of it is kept in memory from every half minute, and is written as the
+//!   checkpoint when an error ends the run.
 
 use crate::cli::{self, Evaluation, RunArgs};
 use crate::model::{self, Model};
@@ -49,6 +49,13 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 /// a greedy policy may walk in circles for ever. It is what Gymnasium limits Atari games to: half an
 /// hour of play, 108,000 frames of which every fourth is acted on.
 pub const MAX_EVALUATION_STEPS: u32 = 27_000;
+
+/// How old a copy of the state in memory may grow before it is replaced; older where copying takes
+/// more than a hundredth of that.
+const KEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// Largest state that is copied, in bytes: a replay buffer may be most of what the machine has.
+const LARGEST_KEPT: usize = 1 << 28;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -83,6 +90,9 @@ struct History {
     events_len: u64,
 }
 
+/// Serialised state: names and bytes.
+type Items = Vec<(String, Vec<u8>)>;
+
 /// A training run in progress.
 pub struct Run {
     /// Environment steps to train for: `--total-timesteps`, or 0 with `--eval-only`.
@@ -99,6 +109,9 @@ pub struct Run {
     last_checkpoint: Option<usize>, // its global step
     resuming: bool,
     global_step: usize,
+    kept: Option<(usize, Items)>, // the state at an earlier step, for the case of an error
+    keep_next: Instant,
+    keep_calls: u32,
     diverged: Option<String>, // the first number logged that was not finite
     finished: bool,
 }
@@ -187,6 +200,9 @@ impl Run {
             last_checkpoint: None,
             resuming,
             global_step: 0,
+            kept: None,
+            keep_next: Instant::now() + KEEP_EVERY,
+            keep_calls: 0,
             diverged: None,
             finished: false,
         };
@@ -239,6 +255,7 @@ impl Run {
         }
         self.global_step = *global_step;
         if let Some(what) = self.diverged.take() {
+            self.kept = None; // the state itself is at hand
             let path = self.diverged_path();
             let saved = self.save(&path, items);
             return Err(self.diverged_error(&what, saved));
@@ -249,6 +266,11 @@ impl Run {
         let every = self.args.checkpoint_every;
         let due = every > 0 && self.last_checkpoint.is_none_or(|last| *global_step >= last + every);
         if !due || self.eval_only() {
+            self.keep_calls = self.keep_calls.wrapping_add(1);
+            // Reading the clock for every step would cost more than some steps do.
+            if self.keep_calls.is_multiple_of(64) && Instant::now() >= self.keep_next && !self.eval_only() {
+                self.keep(items);
+            }
             return Ok(());
         }
         let saved = self.save(&checkpoint::path(&self.dir), items);
@@ -265,8 +287,14 @@ impl Run {
         }
     }
 
-    /// Writes `items` and the history to `path`.
+    /// Writes a checkpoint to `path`.
     fn save(&mut self, path: &Path, items: &[(&str, &mut dyn Persist)]) -> Result<()> {
+        let state = self.state(items)?;
+        checkpoint::write(path, self.algorithm, &self.args.env_id, &state)
+    }
+
+    /// What a checkpoint holds: `items` and what the run itself has to remember.
+    fn state(&mut self, items: &[(&str, &mut dyn Persist)]) -> Result<Items> {
         self.flush()?;
         // A checkpoint on the disk needs what it says of the other two files to be there as well.
         let events = File::open(&self.events_path)?;
@@ -277,14 +305,38 @@ impl Run {
         self.started = Instant::now();
         self.history.metrics_len = self.metrics.get_ref().metadata()?.len();
         self.history.events_len = events.metadata()?.len();
-        let mut saved = vec![
+        let mut state = vec![
             ("run".to_string(), self.history.save()?),
             ("global_step".to_string(), self.global_step.save()?),
         ];
         for (name, item) in items {
-            saved.push((name.to_string(), item.save().with_context(|| format!("saving {name}"))?));
+            state.push((name.to_string(), item.save().with_context(|| format!("saving {name}"))?));
         }
-        checkpoint::write(path, self.algorithm, &self.args.env_id, &saved)
+        Ok(state)
+    }
+
+    /// Copies the state to memory, if it can be saved and is not too large.
+    fn keep(&mut self, items: &[(&str, &mut dyn Persist)]) {
+        let start = Instant::now();
+        let state = self.state(items).ok();
+        let size = |state: &Items| state.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
+        let state = state.filter(|state| size(state) <= LARGEST_KEPT);
+        let wait = match &state {
+            Some(_) => KEEP_EVERY.max(100 * start.elapsed()),
+            None => Duration::from_secs(u32::MAX.into()), // it would not be otherwise the next time
+        };
+        self.keep_next = start + wait;
+        self.kept = state.map(|state| (self.global_step, state));
+    }
+
+    /// Writes what is kept in memory, if that is newer than the last checkpoint.
+    fn write_kept(&mut self) {
+        let Some((step, state)) = self.kept.take() else { return };
+        let newer = self.last_checkpoint.is_none_or(|last| last < step);
+        let path = checkpoint::path(&self.dir);
+        if newer && checkpoint::write(&path, self.algorithm, &self.args.env_id, &state).is_ok() {
+            self.last_checkpoint = Some(step);
+        }
     }
 
     /// Saves `items` after Ctrl-C; what to say at the end.
@@ -296,6 +348,7 @@ impl Run {
         }
         Interrupted(match self.save(&checkpoint::path(&self.dir), items) {
             Ok(()) => {
+                self.kept = None; // which is older
                 format!("interrupted at step {step}; continue with --resume {}", self.dir.display())
             }
             Err(error) => {
@@ -624,6 +677,9 @@ impl Run {
 impl Drop for Run {
     /// A run dropped before its end is one that an error ends.
     fn drop(&mut self) {
+        if !self.finished {
+            self.write_kept();
+        }
         if let Some(words) = self.words_of_failure() {
             self.console.clear();
             *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
@@ -803,9 +859,12 @@ mod tests {
         assert_eq!(end, format!("interrupted at step 7; {why}; continue from step 5 with --resume {shown}"));
         assert!(!checkpoint::path(dir.path()).exists());
 
+        run.keep(&[("state", &mut 4_u8)]);
         let end = run.end_interrupted(&[("state", &mut 5_u8)]).to_string();
         assert_eq!(end, format!("interrupted at step 7; continue with --resume {shown}"));
-        assert!(checkpoint::path(dir.path()).exists());
+        run.write_kept();
+        assert_eq!(checkpoint::read_item(dir.path(), "state").unwrap(), 5_u8.save().unwrap());
+        run.finished = true; // so that it leaves no last words to the other tests
     }
 
     #[test]
@@ -826,8 +885,24 @@ mod tests {
         let words = "before that losses/loss is inf at step 16; the run ended at step 16; continue";
         assert!(run.words_of_failure().unwrap().starts_with(words));
 
+        // What was kept in memory is written when the run fails, unless a checkpoint is newer.
+        run.global_step = 11;
+        run.keep(&[("state", &mut 6_u8)]);
+        run.write_kept();
+        assert_eq!(run.last_checkpoint, Some(12));
+        run.global_step = 16;
+        run.keep(&[("state", &mut 6_u8)]);
+        drop(run);
+        let ending = format!("continue from step 16 with --resume {shown}");
+        assert!(last_words().unwrap().ends_with(&ending));
+        let mut state = 0_u8;
+        state.load(&checkpoint::read_item(dir.path(), "state").unwrap()).unwrap();
+        assert_eq!(state, 6);
+
         let dir = tempfile::tempdir().unwrap();
         let mut run = start(dir.path(), 0);
+        run.keep(&[("state", &mut Sealed)]);
+        assert!(run.kept.is_none());
         assert_eq!(run.words_of_failure(), None, "nothing has been learned yet");
         run.log(3, "losses/loss", 0.5).unwrap();
         let words = "the run ended at step 3; there is no checkpoint (--checkpoint-every writes them)";
