@@ -92,6 +92,9 @@ struct Args {
     /// Environment steps before learning starts
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
     learning_starts: usize,
+    /// Clip the errors of an update to [−1, 1]; otherwise their squares are minimised
+    #[arg(long, default_value_t = true)]
+    clip_error: bool,
     /// Environment steps between updates
     #[arg(long, default_value_t = 2, value_parser = cli::positive)]
     train_frequency: usize,
@@ -227,8 +230,13 @@ fn td_targets(batch: &Batch, next_q_values: &[f32], gamma: f32) -> Vec<f32> {
 
 /// E[ ℓ(y − Q(s, a; θ)) ], from Q(s, a; θ) `[batch]` and y `[batch]`. The paper clips the error of
 /// the update to [−1, 1], which is the gradient of Huber's loss ℓ: one surprising step cannot
-/// throw the network far.
-fn td_loss(q_values: &Tensor, targets: &Tensor) -> Result<Tensor> {
+/// throw the network far. But it pulls values to the median of their targets instead of the mean,
+/// so that rare ends of episodes count too little while actions are random for long: there the
+/// square, ℓ(δ) = δ², does better.
+fn td_loss(q_values: &Tensor, targets: &Tensor, clip_error: bool) -> Result<Tensor> {
+    if !clip_error {
+        return Ok((targets - q_values)?.sqr()?.mean_all()?);
+    }
     let error = (targets - q_values)?.abs()?;
     let inside = error.minimum(1.0)?;
     // With m = min(|δ|, 1), ℓ(δ) = m (|δ| − ½ m): its gradient is 0 at δ = 0, where |δ| has none.
@@ -320,7 +328,7 @@ fn train(args: Args) -> Result<()> {
             let actions = Tensor::from_slice(&batch.actions, (args.batch_size, 1), &device)?;
             let q_values = q_network.forward(&batch.observations, args.batch_size)?;
             let q_values = q_values.gather(&actions, 1)?.flatten_all()?; // Q(s, a), [batch]
-            let loss = td_loss(&q_values, &targets)?;
+            let loss = td_loss(&q_values, &targets, args.clip_error)?;
             optimizer.backward_step(&loss)?;
             if reached(100) {
                 run.log(global_step, "losses/td_loss", loss.to_scalar::<f32>()?)?;

@@ -34,7 +34,7 @@ fn a_step_on_the_loss_moves_q_towards_the_target() {
     let before = value();
     let target = Tensor::new(&[before + 1.0], &Device::Cpu).unwrap();
     for _ in 0..5 {
-        optimizer.backward_step(&td_loss(&q(), &target).unwrap()).unwrap();
+        optimizer.backward_step(&td_loss(&q(), &target, true).unwrap()).unwrap();
     }
     assert!(value() > before && value() < before + 1.5, "{before} → {}", value());
 }
@@ -44,7 +44,10 @@ fn a_step_on_the_loss_moves_q_towards_the_target() {
 fn the_loss_is_quadratic_near_zero_and_linear_beyond() {
     let errors = [-3.0_f32, -0.5, 0.0, 0.25, 2.0];
     let q_values = candle_core::Var::zeros(errors.len(), DType::F32, &Device::Cpu).unwrap();
-    let loss = td_loss(&q_values, &Tensor::new(&errors, &Device::Cpu).unwrap()).unwrap();
+    let targets = Tensor::new(&errors, &Device::Cpu).unwrap();
+    let squared = td_loss(&q_values, &targets, false).unwrap().to_scalar::<f32>().unwrap();
+    assert!((squared - (9.0 + 0.25 + 0.0 + 0.0625 + 4.0) / 5.0).abs() < 1e-6);
+    let loss = td_loss(&q_values, &targets, true).unwrap();
     let expected = (2.5 + 0.125 + 0.0 + 0.03125 + 1.5) / 5.0;
     assert!((loss.to_scalar::<f32>().unwrap() - expected).abs() < 1e-6);
     let gradients = loss.backward().unwrap();

@@ -58,5 +58,6 @@ fn refuses_bad_input() {
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--hidden-sizes", "64,x"], &["'x'", "--hidden-sizes"]);
     refuses(&["--start-e", "2"], &["'2'", "--start-e", "0 to 1"]);
+    refuses(&["--clip-error", "maybe"], &["'maybe'", "--clip-error", "true"]);
     refuses(&["--train-frequency", "-1"], &["--train-frequency"]);
 }
