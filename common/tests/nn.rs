@@ -9,7 +9,7 @@ use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
 use common::nn::{
     Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, backward,
-    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, linear, soft_update,
+    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, join, linear, soft_update, with_threads,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -69,6 +69,13 @@ impl View {
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// A dense layer with its weight and bias.
+fn dense(in_dim: usize, out_dim: usize, rng: &mut Rng) -> (Linear, Var, Var) {
+    let (weight, _) = variable(&[out_dim, in_dim], View::Contiguous, rng);
+    let (bias, _) = variable(&[out_dim], View::Contiguous, rng);
+    (Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone()), weight, bias)
 }
 
 /// The largest difference, relative to the largest number but at least to 1.
@@ -278,9 +285,7 @@ proptest! {
     ) {
         let rng = &mut rng(seed, 0);
         let (x_var, x) = variable(&[batch, in_dim], View::Contiguous, rng);
-        let (weight, _) = variable(&[out_dim, in_dim], View::Contiguous, rng);
-        let (bias, _) = variable(&[out_dim], View::Contiguous, rng);
-        let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
+        let (layer, weight, bias) = dense(in_dim, out_dim, rng);
         let stock = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         same(&layer.forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-4, rng);
     }
@@ -293,9 +298,7 @@ proptest! {
     ) {
         let rng = &mut rng(seed, 0);
         let (x, _) = variable(&[batch, dim], View::Contiguous, rng);
-        let (weight, _) = variable(&[dim, dim], View::Contiguous, rng);
-        let (bias, _) = variable(&[dim], View::Contiguous, rng);
-        let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
+        let (layer, weight, bias) = dense(dim, dim, rng);
         let layer = layer.with_activation(Activation::Tanh);
         let computed = Linear::new((weight.as_tensor() * 2.0).unwrap(), bias.as_tensor().clone());
         let twice = layer.forward(&layer.forward(&x).unwrap()).unwrap();
@@ -546,4 +549,21 @@ fn a_target_of_another_shape_is_refused() {
     assert!(copy_parameters(&network(3, "a"), &network(4, "a")).is_err());
     assert!(copy_parameters(&network(3, "a"), &network(3, "b")).is_err());
     assert!(copy_parameters(&network(3, "a"), &network(3, "a")).is_ok());
+}
+
+/// Products large enough to be divided, forward and backward, by themselves and within a join.
+#[test]
+fn threads_change_no_product() {
+    let rng = &mut rng(1, 0);
+    let (x, _) = variable(&[256, 256], View::Contiguous, rng);
+    let (layer, weight, _) = dense(256, 256, rng);
+    let work = || {
+        let y = layer.forward(&x).unwrap();
+        let gradients = backward(&y.sqr().unwrap().sum_all().unwrap()).unwrap();
+        [y, gradients.get(&x).unwrap().clone(), gradients.get(&weight).unwrap().clone()].map(|t| values(&t))
+    };
+    let alone = work();
+    let (threaded, joined) = with_threads(2, || (work(), join(work, work))).unwrap();
+    assert_eq!(threaded, alone);
+    assert_eq!(joined, (alone.clone(), alone));
 }

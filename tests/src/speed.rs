@@ -42,7 +42,8 @@ pub struct SpeedArgs {
     /// Folder of the algorithms' programs, which are built otherwise
     #[arg(long, value_name = "DIR")]
     pub bin_dir: Option<PathBuf>,
-    /// Where the table is written [default: results/speed.md, if all rows are measured]
+    /// Where the table is written [default: results/speed.md, if all rows are measured with
+    /// --peers]
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 }
@@ -79,7 +80,8 @@ pub fn speed(args: SpeedArgs) -> Result<()> {
     let rows = select(rows(), &args.rows)?;
     let output = match &args.output {
         Some(file) => Some(file.clone()),
-        None if args.rows.is_empty() => Some(repository().join("results/speed.md")),
+        // A table without the peers would replace one with them.
+        None if args.rows.is_empty() && args.peers => Some(repository().join("results/speed.md")),
         None => None,
     };
     if let Some(file) = &output {
