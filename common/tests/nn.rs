@@ -273,13 +273,15 @@ proptest! {
         has_the_slopes_of(&y, inputs, output, rng);
     }
 
-    /// The sizes at which products take another way: few rows or few outputs of many inputs.
+    /// The sizes at which products take another way: few rows or few outputs of many inputs, a short
+    /// first layer, rows of a multiple of 256.
     #[test]
     fn a_large_dense_layer_is_candle_s(
         (batch, in_dim, out_dim) in prop_oneof![
             (1..9_usize, 100..300_usize, 100..300_usize),
             (100..300_usize, 100..300_usize, 1..9_usize),
             (100..300_usize, 1..40_usize, 30..300_usize),
+            (9..100_usize, prop::sample::select(vec![256_usize, 512, 1024]), 32..100_usize),
         ],
         seed in any::<u64>(),
     ) {

@@ -18,7 +18,7 @@
 //! convolutions trained there can be loaded. (A dense layer after the flattened output sees the
 //! channels of one pixel side by side, not the pixels of one channel: its columns are permuted.)
 
-use super::dense::{ActivationGradient, Matrix, SumRows, matmul, matmul_add, slice};
+use super::dense::{Matrix, matmul, matmul_add, slice};
 use super::gradients::of_parameter;
 use super::{Activation, Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
@@ -376,17 +376,12 @@ impl CustomOp3 for Convolution {
         y: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        // g = ∂L/∂z = ∂L/∂y ⊙ φ'(z), where φ' is a function of y
-        let grad = grad.contiguous()?;
-        let g = match self.activation {
-            Activation::Identity => grad,
-            activation => grad.apply_op2_no_bwd(y, &ActivationGradient(activation))?,
-        };
+        let (g, sum) = self.activation.gradient(y, grad)?;
         let (mut grad_weight, mut grad_bias) = (None, None);
         if self.parameter_gradient {
             let gradient = g.apply_op2_no_bwd(x, &FilterGradient(self.geometry))?; // patchesᵀ g
             grad_weight = of_parameter(weight, gradient);
-            grad_bias = of_parameter(bias, g.flatten_to(2)?.apply_op1_no_bwd(&SumRows)?); // Σ g
+            grad_bias = of_parameter(bias, sum); // Σ g
         }
         let grad_x = match self.input_gradient {
             true => Some(g.apply_op2_no_bwd(weight, &ImageGradient(self.geometry))?), // g filtersᵀ
