@@ -100,7 +100,8 @@ pub fn speed(args: SpeedArgs) -> Result<()> {
         (Some(dir), true) => Some(Binaries::in_folder(dir)?),
         (None, true) => Some(Binaries::build()?),
     };
-    let stock_candle = match any(|subject| matches!(subject, Subject::Update(Library::StockCandle, _))) {
+    let stock_candle = match any(|subject| matches!(subject, Subject::Update(Library::StockCandle { .. }, _)))
+    {
         true => Some(build_stock_candle()?),
         false => None,
     };

@@ -35,9 +35,10 @@ impl fmt::Display for Network {
 }
 
 impl Network {
-    /// What has `tests/peers/candle` do these updates.
-    fn command(&self, program: &Path) -> Command {
+    /// What has `tests/peers/candle` do these updates, `alone` or after others.
+    fn command(&self, program: &Path, alone: bool) -> Command {
         let mut command = Command::new(program);
+        command.arg(if alone { "alone" } else { "after-others" });
         command.arg(if self.tanh { "tanh" } else { "relu" });
         command.args([self.batch, self.updates].iter().chain(self.sizes).map(usize::to_string));
         command.env("CANDLE_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
@@ -50,8 +51,9 @@ impl Network {
 pub enum Library {
     /// `common::nn`.
     PlainRl,
-    /// `candle_nn` as it comes, in a program of its own.
-    StockCandle,
+    /// `candle_nn` as it comes, in a program of its own, which has trained other networks before or
+    /// does nothing but these updates.
+    StockCandle { alone: bool },
     /// `candle_nn` with the allocator and the AVX-512 matrix products that PlainRL has.
     TunedCandle,
     /// Nothing but the matrix products that an update cannot do without.
@@ -62,7 +64,8 @@ impl Library {
     pub fn name(self) -> &'static str {
         match self {
             Library::PlainRl => "PlainRL",
-            Library::StockCandle => "candle",
+            Library::StockCandle { alone: false } => "candle",
+            Library::StockCandle { alone: true } => "candle, no other network",
             Library::TunedCandle => "candle, tuned",
             Library::BareProducts => "bare matrix products",
         }
@@ -75,10 +78,12 @@ const LEARNING_RATE: f64 = 3e-4;
 pub fn start(library: Library, network: &'static Network, tools: &Tools) -> Result<Run<'static>> {
     Ok(match library {
         Library::PlainRl => timed(network.updates, plain_rl(network)?),
-        Library::StockCandle => {
-            let program = tools.stock_candle.as_ref().context("no program stock-candle")?;
-            let mut process = Process::start(network.command(program))?;
+        Library::StockCandle { alone } => {
+            let program = tools.stock_candle.clone().context("no program stock-candle")?;
+            // A process keeps the memory layout that it happens to begin with, so each run has one.
             Box::new(move || {
+                let mut process = Process::start(network.command(&program, alone))?;
+                process.run()?; // the warm-up
                 let done = process.run()?;
                 Ok(done.seconds / done.steps * 1e6)
             })

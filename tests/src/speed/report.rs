@@ -189,9 +189,12 @@ and then {runs} times by PlainRL and its peers in turns. The table has medians (
 times as fast is the ratio of the medians. Everything has one thread unless it says otherwise.
 
 - Updates: mean squared error to fixed targets. Candle is a program with candle-nn alone
-  ([tests/peers/candle](../tests/peers/candle)), an optimised build of its defaults; tuned, it has
-  the allocator and the AVX-512 matrix products that PlainRL has. Bare matrix products are what an
-  update cannot do without: forward, each weight's gradient, and each input's but the first's.
+  ([tests/peers/candle](../tests/peers/candle)), an optimised build of its defaults, started anew for
+  each run. Its time depends on what the process did before, because glibc gives large tensors'
+  memory back to the system and takes it again: the first line is of one that has run smaller
+  networks, as programs with an actor and critics do, the second of one that has not. Tuned, candle
+  has the allocator and the AVX-512 matrix products that PlainRL has. Bare matrix products are what
+  an update cannot do without: forward, each weight's gradient, and each input's but the first's.
 - Training: what is timed is the training loop: of PlainRL's program without its final evaluation,
   of the peers `learn()` after one warm-up `learn()`, without imports and compilation. Steps before
   learning starts are not counted. Where PPO or DQN has the goal in terms of Stable-Baselines3's PPO,

@@ -92,8 +92,12 @@ impl Subject {
 /// steps per second do not depend on their number.
 pub fn rows() -> Vec<Row> {
     let mut rows = vec![
-        update("update-64", &networks::SMALL, vec![at_least(1, 6.0)]),
-        update("update-256", &networks::LARGE, vec![at_least(1, 4.0), at_least(3, 1.0 / 1.5)]),
+        update("update-64", &networks::SMALL, vec![at_least(1, 6.0), at_least(2, 6.0)]),
+        update(
+            "update-256",
+            &networks::LARGE,
+            vec![at_least(1, 4.0), at_least(2, 4.0), at_least(4, 1.0 / 1.5)],
+        ),
         Row {
             name: "ppo-4x128".into(),
             title: "PPO, CartPole-v1, 4 environments × 128 steps, 4 epochs of 4 minibatches".into(),
@@ -205,9 +209,15 @@ fn update(name: &str, network: &'static Network, goals: Vec<Goal>) -> Row {
         name: name.into(),
         title: format!("update (forward, backward, Adam) of {network}"),
         unit: Unit::MicrosecondsPerUpdate,
-        subjects: [Library::PlainRl, Library::StockCandle, Library::TunedCandle, Library::BareProducts]
-            .map(|library| Subject::Update(library, network))
-            .into(),
+        subjects: [
+            Library::PlainRl,
+            Library::StockCandle { alone: false },
+            Library::StockCandle { alone: true },
+            Library::TunedCandle,
+            Library::BareProducts,
+        ]
+        .map(|library| Subject::Update(library, network))
+        .into(),
         goals,
     }
 }

@@ -94,7 +94,10 @@ fn the_table_has_medians_ratios_and_goals() {
                 Err("gone".into()),
             ],
         ),
-        measured("update-64", vec![Ok(vec![60.0, 50.0]), Ok(vec![550.0]), Ok(vec![400.0]), Ok(vec![44.0])]),
+        measured(
+            "update-64",
+            vec![Ok(vec![60.0, 50.0]), Ok(vec![550.0]), Ok(vec![275.0]), Ok(vec![400.0]), Ok(vec![44.0])],
+        ),
         measured("ppo-score", vec![Ok(vec![3.0, 0.5, 2.999])]),
     ];
     let text = report::markdown(&["Machine: abacus".into()], 3, &results);
@@ -104,6 +107,7 @@ fn the_table_has_medians_ratios_and_goals() {
         "| 190,000 (1,000–200,000) | Stable-Baselines3 | 10,000 (9.00–12,346) | 19.0 | ≥ 19.0 | yes |",
         "| | | | SBX | n/a | n/a | ≥ 24.0 | n/a |",
         "| 55.0 (50.0–60.0) | candle | 550 (550–550) | 10.0 | ≥ 6.00 | yes |",
+        "| | | | candle, no other network | 275 (275–275) | 5.00 | ≥ 6.00 | no |",
         "| | | | bare matrix products | 44.0 (44.0–44.0) | 0.80 | — | — |",
         "| 3.00 (0.50–3.00) | — | — | — | < 3.00 s | yes |",
         "- ppo-4x128, SBX: gone\n",
