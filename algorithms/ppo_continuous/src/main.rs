@@ -142,13 +142,12 @@ struct Agent {
 /// One batch of experience, `[num_steps, num_envs]` row-major throughout.
 #[derive(Default)]
 struct Rollout {
-    observations: Vec<f32>,  // s_t normalised, [num_steps, num_envs, observation_dim]
-    actions: Vec<f32>,       // a_t before clipping, [num_steps, num_envs, action_dim]
-    log_probs: Vec<f32>,     // ln π_θ_old(a_t|s_t)
-    rewards: Vec<f32>,       // r_t normalised
-    values: Vec<f32>,        // V(s_t)
-    next_values: Vec<f32>,   // V(s_{t+1}), from `next_values`
-    episode_over: Vec<bool>, // terminated or truncated
+    observations: Vec<f32>,         // s_t normalised, [num_steps, num_envs, observation_dim]
+    actions: Vec<f32>,              // a_t before clipping, [num_steps, num_envs, action_dim]
+    log_probs: Vec<f32>,            // ln π_θ_old(a_t|s_t)
+    rewards: Vec<f32>,              // r_t normalised
+    values: Vec<f32>,               // V(s_t), with those after the last step: [num_steps + 1, num_envs]
+    final_values: Vec<Option<f32>>, // V of the state that an episode ended in, where one did
 }
 
 impl Rollout {
@@ -158,37 +157,38 @@ impl Rollout {
         let mut following = vec![0.0; num_envs]; // Â_{t+1} of each environment
         for t in (0..self.rewards.len()).rev() {
             let env = t % num_envs;
+            // Easy to miss and fatal: after an episode's end, what follows belongs to the next one.
+            let (next_value, next_advantage) = match self.final_values[t] {
+                Some(value) => (value, 0.0),
+                None => (self.values[t + num_envs], following[env]),
+            };
             // δ_t = r_t + γ V(s_{t+1}) − V(s_t)
-            let delta = self.rewards[t] + gamma * self.next_values[t] - self.values[t];
-            // Â_t = δ_t + γ λ Â_{t+1}; an episode's advantages do not reach into the one before
-            let carry = if self.episode_over[t] { 0.0 } else { following[env] };
-            following[env] = delta + gamma * gae_lambda * carry;
+            let delta = self.rewards[t] + gamma * next_value - self.values[t];
+            // Â_t = δ_t + γ λ Â_{t+1}
+            following[env] = delta + gamma * gae_lambda * next_advantage;
             advantages[t] = following[env];
         }
         advantages
     }
 }
 
-/// V(s_{t+1}) `[num_envs]` after a step of `envs`: 0 where the episode terminated, the value of its
-/// true last state where it was truncated, and elsewhere V of the current states, `values`.
-fn next_values(
-    critic: &Mlp,
-    envs: &VecEnv,
-    normalize: &NormalizeObservation,
-    values: &[f32],
-) -> Result<Vec<f32>> {
-    let (mut next_values, mut last) = (values.to_vec(), vec![0.0; envs.observation_dim()]);
-    for (env, observation) in envs.final_observations().chunks_exact(last.len()).enumerate() {
-        if envs.terminated()[env] {
-            next_values[env] = 0.0;
-        } else if envs.truncated()[env] {
-            // Easy to miss and fatal: `values` are those of the next episode here, and the critic
-            // knows observations only as the statistics normalise them.
-            normalize.apply(observation, &mut last);
-            next_values[env] = critic.apply(&last)?[0];
-        }
-    }
-    Ok(next_values)
+/// For each environment whose episode ended with the last step of `envs`, V of the state that it
+/// ended in: 0 where it terminated; where it was merely truncated, the critic's value of it, which
+/// knows observations only as the statistics normalise them.
+fn final_values(critic: &Mlp, envs: &VecEnv, normalize: &NormalizeObservation) -> Result<Vec<Option<f32>>> {
+    let mut normalised = vec![0.0; envs.observation_dim()];
+    let last_states = envs.final_observations().chunks_exact(envs.observation_dim());
+    let endings = envs.terminated().iter().zip(envs.truncated()).zip(last_states);
+    endings
+        .map(|((&terminated, &truncated), last_state)| match (terminated, truncated) {
+            (true, _) => Ok(Some(0.0)),
+            (false, true) => {
+                normalize.apply(last_state, &mut normalised);
+                Ok(Some(critic.apply(&normalised)?[0]))
+            }
+            (false, false) => Ok(None),
+        })
+        .collect()
 }
 
 /// Draws a ~ N(μ, σ²) for each row of `means` `[n, action_dim]`; returns the actions, flattened,
@@ -302,14 +302,12 @@ fn train(args: Args) -> Result<()> {
 
         // Act: num_steps steps in each environment with the current policy.
         let log_std: Vec<f32> = agent.log_std.to_vec1()?;
-        let mut values = agent.critic.apply(&observations)?;
         let mut rollout = Rollout::default();
         for _ in 0..args.num_steps {
             let (actions, log_probs) = sample(&agent.actor.apply(&observations)?, &log_std, &mut rng);
             rollout.observations.extend(&observations);
             rollout.actions.extend(&actions);
             rollout.log_probs.extend(&log_probs);
-            rollout.values.extend(&values);
 
             // The environment gets the action clipped to its bounds. What is stored, and what the
             // ratio is of, is the action that the policy drew: the clipped one has no density (all
@@ -323,11 +321,11 @@ fn train(args: Args) -> Result<()> {
             let (terminated, truncated) = (envs.terminated(), envs.truncated());
             normalize_reward.normalize(envs.rewards(), terminated, truncated, &mut rewards);
             normalize_observation.normalize(envs.observations(), &mut observations);
-            values = agent.critic.apply(&observations)?;
             rollout.rewards.extend(&rewards);
-            rollout.next_values.extend(next_values(&agent.critic, &envs, &normalize_observation, &values)?);
-            rollout.episode_over.extend(terminated.iter().zip(truncated).map(|(a, b)| a | b));
+            rollout.final_values.extend(final_values(&agent.critic, &envs, &normalize_observation)?);
         }
+        rollout.values = agent.critic.apply(&rollout.observations)?;
+        rollout.values.extend(agent.critic.apply(&observations)?);
 
         // Learn: several epochs of minibatches of that batch.
         let advantages = rollout.advantages(num_envs, args.gamma as f32, args.gae_lambda as f32);
