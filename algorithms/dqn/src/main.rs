@@ -237,9 +237,10 @@ fn td_loss(q_values: &Tensor, targets: &Tensor, clip_error: bool) -> Result<Tens
     if !clip_error {
         return Ok((targets - q_values)?.sqr()?.mean_all()?);
     }
+    // With m = min(|δ|, 1), ℓ(δ) = m (|δ| − ½ m) and ∇ℓ = m ∇|δ|: the one of ℓ with m held constant.
+    // At δ = 0, where |δ| has no gradient, that is 0.
     let error = (targets - q_values)?.abs()?;
-    let inside = error.minimum(1.0)?;
-    // With m = min(|δ|, 1), ℓ(δ) = m (|δ| − ½ m): its gradient is 0 at δ = 0, where |δ| has none.
+    let inside = error.minimum(1.0)?.detach();
     Ok((&inside * (&error - (&inside * 0.5)?)?)?.mean_all()?)
 }
 
