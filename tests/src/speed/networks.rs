@@ -80,7 +80,7 @@ pub fn start(library: Library, network: &'static Network, tools: &Tools) -> Resu
         Library::PlainRl => timed(network.updates, plain_rl(network)?),
         Library::StockCandle { alone } => {
             let program = tools.stock_candle.clone().context("no program stock-candle")?;
-            // A process keeps the memory layout that it happens to begin with, so each run has one.
+            // A process keeps the memory layout that it happens to begin with: each run has its own.
             Box::new(move || {
                 let mut process = Process::start(network.command(&program, alone))?;
                 process.run()?; // the warm-up

@@ -12,7 +12,7 @@ use candle_core::{DType, Device, Error, Module, Result, Tensor};
 use candle_nn::{AdamW, Linear, Optimizer, ParamsAdamW, VarBuilder, VarMap, linear};
 use std::time::Instant;
 
-/// Sizes, whether tanh and not ReLU, batch.
+/// What `after-others` runs before: sizes, whether tanh and not ReLU, batch.
 const OTHERS: [(&[usize], bool, usize); 4] = [
     (&[4, 64, 64, 2], true, 1),
     (&[4, 64, 64, 2], true, 8),
