@@ -486,6 +486,13 @@ fn convolutions_refuse_what_does_not_fit() {
     assert!(layer(1, 1).forward(&tensor(&[1, 8, 3, 3])).is_ok());
 }
 
+#[test]
+fn a_layer_of_no_inputs_gives_its_bias() {
+    let (layer, _, bias) = dense(0, 32, &mut rng(1, 0));
+    let x = Tensor::zeros((9, 0), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(values(&layer.forward(&x).unwrap()), values(&bias).repeat(9));
+}
+
 /// The sizes that Atari's networks have, more than one piece of a batch at a time.
 #[test]
 fn large_batches_are_worked_on_in_pieces() {

@@ -223,7 +223,7 @@ impl CustomOp3 for Dense {
                 matmul_add(1, out_dim, in_dim, y, Matrix::rows(x, in_dim), w);
             }
             y
-        } else if in_dim % 256 == 0 && batch > 8 && out_dim >= 32 {
+        } else if in_dim > 0 && in_dim % 256 == 0 && batch > 8 && out_dim >= 32 {
             // That copy walks down W's columns. Rows of a multiple of 1024 bytes put a column's
             // numbers in the same few places of the cache, where each drives out the others: rows
             // that are a little longer make the product up to four times as fast.
