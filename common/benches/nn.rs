@@ -38,21 +38,20 @@ impl fmt::Display for Mlp {
 
 impl Mlp {
     fn layers(&self, vb: &VarBuilder) -> Result<Vec<Linear>> {
-        let last = self.sizes.len() - 2;
-        let activation = |i| if i < last { self.activation } else { Activation::Identity };
-        let layer = |(i, size): (usize, &[usize])| {
-            Ok(linear(size[0], size[1], vb.pp(i))?.with_activation(activation(i)))
-        };
+        let layer = |(i, size): (usize, &[usize])| linear(size[0], size[1], vb.pp(i));
         self.sizes.windows(2).enumerate().map(layer).collect()
+    }
+
+    fn forward(&self, layers: &[Linear], x: &Tensor) -> Result<Tensor> {
+        let last = layers.len() - 1;
+        let activation = |i| if i < last { self.activation } else { Activation::Identity };
+        let mut layers = layers.iter().enumerate();
+        layers.try_fold(x.clone(), |x, (i, layer)| layer.forward_with(&x, activation(i)))
     }
 }
 
 fn normal(shape: &[usize]) -> Result<Tensor> {
     Init::Randn { mean: 0.0, stdev: 1.0 }.tensor(shape, &mut rng(1, 0), &Device::Cpu)
-}
-
-fn forward(layers: &[Linear], x: &Tensor) -> Result<Tensor> {
-    layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x))
 }
 
 /// Forward, mean squared error, backward, Adam; batches of 128 and 256.
@@ -68,7 +67,7 @@ fn update_mlp(bencher: Bencher, mlp: &Mlp) -> Result<()> {
     let x = normal(&[mlp.batch, mlp.sizes[0]])?;
     let targets = normal(&[mlp.batch, mlp.sizes[mlp.sizes.len() - 1]])?;
     let mut update = || {
-        let loss = (forward(&layers, &x)? - &targets)?.sqr()?.mean_all()?;
+        let loss = (mlp.forward(&layers, &x)? - &targets)?.sqr()?.mean_all()?;
         optimizer.backward_step(&loss)
     };
     bencher.bench_local(|| update().expect("an update"));
@@ -87,7 +86,7 @@ fn infer(bencher: Bencher, mlp: &Mlp, batch: usize) -> Result<()> {
     let observations = vec![0.5_f32; batch * mlp.sizes[0]];
     let act = || {
         let x = Tensor::from_slice(&observations, (batch, mlp.sizes[0]), &Device::Cpu)?;
-        forward(&layers, &x)?.flatten_all()?.to_vec1::<f32>()
+        mlp.forward(&layers, &x)?.flatten_all()?.to_vec1::<f32>()
     };
     bencher.bench_local(|| act().expect("values"));
     Ok(())
@@ -126,14 +125,13 @@ fn update_convolution(bencher: Bencher, images: &Images) -> Result<()> {
     let mut layers: Vec<Conv2d> = Vec::new();
     for (i, &(out_channels, kernel, stride)) in images.layers.iter().enumerate() {
         let config = Conv2dConfig { stride, ..Default::default() };
-        let layer = conv2d(channels, out_channels, kernel, config, vb.pp(i))?;
-        layers.push(layer.with_activation(Activation::Relu));
+        layers.push(conv2d(channels, out_channels, kernel, config, vb.pp(i))?);
         channels = out_channels;
     }
     let mut optimizer = Adam::new(&parameters, 3e-4)?;
     let x = normal(&[32, images.size, images.size, 4])?;
     let mut update = || {
-        let y = layers.iter().try_fold(x.clone(), |x, layer| layer.forward(&x))?;
+        let y = layers.iter().try_fold(x.clone(), |x, layer| layer.forward_relu(&x))?;
         optimizer.backward_step(&y.sqr()?.mean_all()?)
     };
     bencher.bench_local(|| update().expect("an update"));

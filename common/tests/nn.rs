@@ -3,7 +3,7 @@
 //! sizes that proptest chooses.
 
 use candle_core::backprop::GradStore;
-use candle_core::{D, DType, Device, Module, Result, Tensor, Var};
+use candle_core::{D, DType, Device, Result, Tensor, Var};
 use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
@@ -104,16 +104,21 @@ fn same(ours: &Tensor, stock: &Tensor, vars: &[&Var], tolerance: f32, rng: &mut 
 
 /// Checks that a layer held constant gives its parameters no gradient and its input the same one,
 /// and that an input held constant gets none and leaves the parameters' as they were.
-fn constants_get_no_gradient<L: Module>(layer: &L, detached: &L, x: &Tensor, parameters: [&Var; 2]) {
-    let y = layer.forward(x).unwrap();
+fn constants_get_no_gradient(
+    layer: impl Fn(&Tensor) -> Result<Tensor>,
+    detached: impl Fn(&Tensor) -> Result<Tensor>,
+    x: &Tensor,
+    parameters: [&Var; 2],
+) {
+    let y = layer(x).unwrap();
     let weights = normal(y.dims(), &mut rng(1, 0));
     let all = gradients(&y, &weights);
     let seen = Var::from_tensor(&x.contiguous().unwrap()).unwrap();
-    let input = gradients(&detached.forward(seen.as_tensor()).unwrap(), &weights);
-    let with_parameters = gradients(&layer.forward(seen.as_tensor()).unwrap(), &weights);
+    let input = gradients(&detached(seen.as_tensor()).unwrap(), &weights);
+    let with_parameters = gradients(&layer(seen.as_tensor()).unwrap(), &weights);
     assert_eq!(difference(input.get(&seen).unwrap(), with_parameters.get(&seen).unwrap()), 0.0);
     let constant_input = x.detach();
-    let parameters_only = gradients(&layer.forward(&constant_input).unwrap(), &weights);
+    let parameters_only = gradients(&layer(&constant_input).unwrap(), &weights);
     assert!(parameters_only.get(&constant_input).is_none());
     for parameter in parameters {
         assert!(input.get(parameter).is_none());
@@ -189,12 +194,14 @@ proptest! {
         let (x_var, x) = variable(&[batch, in_dim], view, rng);
         let (weight, _) = variable(&[out_dim, in_dim], View::Contiguous, rng);
         let (bias, _) = variable(&[out_dim], View::Contiguous, rng);
-        let layer =
-            Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone()).with_activation(activation);
+        let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
         let stock = x.matmul(&weight.t().unwrap()).unwrap().broadcast_add(&bias).unwrap();
         let stock = activate(&stock, activation).unwrap();
-        same(&layer.forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-5, rng);
-        constants_get_no_gradient(&layer, &layer.detach(), &x, [&weight, &bias]);
+        let forward = |x: &Tensor| layer.forward_with(x, activation);
+        same(&forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-5, rng);
+        let detached = layer.detach();
+        let constant = |x: &Tensor| detached.forward_with(x, activation);
+        constants_get_no_gradient(forward, constant, &x, [&weight, &bias]);
     }
 
     /// The slopes of a tanh layer, whose derivative the backward pass finds from the output.
@@ -209,7 +216,7 @@ proptest! {
         let (weight, _) = variable(&[out_dim, in_dim], View::Contiguous, rng);
         let (bias, _) = variable(&[out_dim], View::Contiguous, rng);
         let layer = Linear::new(weight.as_tensor().clone(), bias.as_tensor().clone());
-        let y = layer.with_activation(Activation::Tanh).forward(&x).unwrap();
+        let y = layer.forward_tanh(&x).unwrap();
         let output = |[x, weight, bias]: &[Vec<f64>; 3]| -> Vec<f64> {
             let z = |n: usize, out: usize| -> f64 {
                 let row = &x[n * in_dim..(n + 1) * in_dim];
@@ -236,14 +243,16 @@ proptest! {
         let (weight, _) = variable(&[out_channels, channels, kernel, kernel], View::Contiguous, rng);
         let (bias, _) = variable(&[out_channels], View::Contiguous, rng);
         let config = Conv2dConfig { padding, stride };
-        let layer = Conv2d::new(weight.as_tensor().clone(), bias.as_tensor().clone(), config)
-            .with_activation(activation);
+        let layer = Conv2d::new(weight.as_tensor().clone(), bias.as_tensor().clone(), config);
         let stock = x.permute((0, 3, 1, 2)).unwrap().contiguous().unwrap();
         let stock = stock.conv2d(&weight, padding, stride, 1, 1).unwrap().permute((0, 2, 3, 1)).unwrap();
         let stock = stock.contiguous().unwrap().broadcast_add(&bias).unwrap();
         let stock = activate(&stock, activation).unwrap();
-        same(&layer.forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-5, rng);
-        constants_get_no_gradient(&layer, &layer.detach(), &x, [&weight, &bias]);
+        let forward = |x: &Tensor| layer.forward_with(x, activation);
+        same(&forward(&x).unwrap(), &stock, &[&x_var, &weight, &bias], 1e-5, rng);
+        let detached = layer.detach();
+        let constant = |x: &Tensor| detached.forward_with(x, activation);
+        constants_get_no_gradient(forward, constant, &x, [&weight, &bias]);
     }
 
     /// Images and kernels that need not be square.
@@ -263,8 +272,8 @@ proptest! {
         let (x_var, x) = variable(&naive.x, x_view, rng);
         let (weight_var, weight) = variable(&naive.weight, weight_view, rng);
         let (bias_var, bias) = variable(&[out_channels], View::Contiguous, rng);
-        let layer = Conv2d::new(weight.clone(), bias.clone(), config).with_activation(Activation::Tanh);
-        let y = layer.forward(&x).unwrap();
+        let layer = Conv2d::new(weight.clone(), bias.clone(), config);
+        let y = layer.forward_tanh(&x).unwrap();
         prop_assert_eq!(y.dims(), &naive.out());
         let output = |[x, weight, bias]: &[Vec<f64>; 3]| -> Vec<f64> {
             naive.forward(x, weight, bias).iter().map(|z| z.tanh()).collect()
@@ -301,9 +310,8 @@ proptest! {
         let rng = &mut rng(seed, 0);
         let (x, _) = variable(&[batch, dim], View::Contiguous, rng);
         let (layer, weight, bias) = dense(dim, dim, rng);
-        let layer = layer.with_activation(Activation::Tanh);
         let computed = Linear::new((weight.as_tensor() * 2.0).unwrap(), bias.as_tensor().clone());
-        let twice = layer.forward(&layer.forward(&x).unwrap()).unwrap();
+        let twice = layer.forward_tanh(&layer.forward_tanh(&x).unwrap()).unwrap();
         let loss = computed.forward(&twice).unwrap().sqr().unwrap().sum_all().unwrap();
         let loss = (loss + weight.sqr().unwrap().sum_all().unwrap()).unwrap();
         let (ours, candle_s) = (backward(&loss).unwrap(), loss.backward().unwrap());
@@ -575,4 +583,63 @@ fn threads_change_no_product() {
     let (threaded, joined) = with_threads(2, || (work(), join(work, work))).unwrap();
     assert_eq!(threaded, alone);
     assert_eq!(joined, (alone.clone(), alone));
+}
+
+/// A step on the whole batch at once, on its rows in one and in two parts, and on the sum of two
+/// losses whose gradients are found side by side.
+#[test]
+fn a_step_divided_over_threads_is_the_plain_step() {
+    let inputs = normal(&[7, 3], &mut rng(1, 0));
+    let step = |which: usize| {
+        let parameters = VarMap::new(1);
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+        let networks = [linear(3, 1, vb.pp(0)).unwrap(), linear(3, 1, vb.pp(1)).unwrap()];
+        let mut adam = Adam::new(&parameters, 0.1).unwrap().with_eps(1.0);
+        let losses = |x: &Tensor, i: usize| networks[i].forward_tanh(x).unwrap().sqr().unwrap();
+        let sum = |x: &Tensor| (losses(x, 0) + losses(x, 1)).unwrap();
+        match which {
+            0 => adam.backward_step(&sum(&inputs).mean_all().unwrap()).unwrap(),
+            1 => {
+                let mean = sum(&inputs).mean_all().unwrap().to_scalar::<f32>().unwrap();
+                let other = losses(&inputs, 1).detach();
+                let (loss, rows) =
+                    adam.backward_step_by_rows([&inputs], |[x]| Ok((sum(&x), losses(&x, 1)))).unwrap();
+                assert!((loss - mean).abs() < 1e-6, "{loss}, not {mean}");
+                assert!(difference(&rows, &other) < 1e-6);
+            }
+            _ => {
+                let [a, b] = [0, 1].map(|i| losses(&inputs, i).mean_all().unwrap());
+                adam.backward_step_of_both([&a, &b]).unwrap();
+            }
+        }
+        let vars = parameters.all_vars();
+        vars.iter().flat_map(|var| var.flatten_all().unwrap().to_vec1::<f32>().unwrap()).collect::<Vec<_>>()
+    };
+    let plain = step(0);
+    for threads in [1, 2] {
+        for which in [1, 2] {
+            let divided = with_threads(threads, || step(which)).unwrap();
+            for (divided, plain) in divided.iter().zip(&plain) {
+                assert!((divided - plain).abs() < 1e-6, "{which} on {threads}: {divided}, not {plain}");
+            }
+        }
+    }
+}
+
+#[test]
+fn sampled_actions_follow_the_softmax() {
+    let row = [0.5_f32, -1.0, 2.0];
+    let logits = Tensor::new(row.as_slice(), &Device::Cpu).unwrap().broadcast_as((20_000, 3)).unwrap();
+    let policy = Categorical::new(&logits).unwrap();
+    let actions = policy.sample(&mut rng(1, 0)).unwrap().to_vec1::<u32>().unwrap();
+    let total: f32 = row.iter().map(|z| z.exp()).sum();
+    for (action, logit) in row.iter().enumerate() {
+        let share = actions.iter().filter(|&&a| a as usize == action).count() as f32 / 20_000.0;
+        assert!((share - logit.exp() / total).abs() < 0.015, "{share}"); // four standard errors
+    }
+    assert_eq!(policy.mode().unwrap().to_vec1::<u32>().unwrap(), [2; 20_000]);
+    // What cannot happen never does.
+    let certain = Tensor::new(&[[0.0_f32, f32::NEG_INFINITY]; 1000], &Device::Cpu).unwrap();
+    let actions = Categorical::new(&certain).unwrap().sample(&mut rng(2, 0)).unwrap();
+    assert_eq!(actions.to_vec1::<u32>().unwrap(), [0; 1000]);
 }

@@ -8,10 +8,10 @@
 //! more than a factor 1 ± ε in the direction that its advantage asks for, the objective is flat
 //! and there is nothing more to gain.
 //!
-//! With the probability ratio `r_t(θ) = π_θ(a_t|s_t) / π_θ_old(a_t|s_t)` it maximises
+//! With the probability ratio `ρ_t(θ) = π_θ(a_t|s_t) / π_θ_old(a_t|s_t)` it maximises
 //!
 //! ```text
-//! L(θ) = E_t[ min( r_t(θ) Â_t , clip(r_t(θ), 1 − ε, 1 + ε) Â_t ) ]   the clipped surrogate
+//! L(θ) = E_t[ min( ρ_t(θ) Â_t , clip(ρ_t(θ), 1 − ε, 1 + ε) Â_t ) ]   the clipped surrogate
 //!        − c_v E_t[ ½ (V_θ(s_t) − R̂_t)² ]                           the critic
 //!        + c_e E_t[ H(π_θ(·|s_t)) ]                                  the entropy bonus
 //! ```
@@ -20,26 +20,32 @@
 //! arXiv:1506.02438), an exponential average of n-step advantages with decay λ:
 //!
 //! ```text
-//! δ_t = r_t + γ V(s_{t+1}) − V(s_t)          V(s_{t+1}) = 0 where the episode terminated
-//! Â_t = δ_t + γ λ Â_{t+1}                    Â_{t+1} = 0 where the episode ended in any way
+//! δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+//! Â_t = δ_t + γ λ (1 − done_t) Â_{t+1}          done: terminated or truncated
 //! R̂_t = Â_t + V(s_t)
 //! ```
 //!
 //! Where a time limit merely truncates an episode, the state it was cut at still has a value, and
 //! δ_t bootstraps from it (Pardo et al. 2018, arXiv:1712.00378).
 //!
+//! Deviations from the paper, all of them OpenAI's baselines' and CleanRL's (Huang et al. 2022,
+//! "The 37 implementation details of proximal policy optimization"): actor and critic are two
+//! networks, initialised orthogonally; advantages are normalised in each minibatch, gradients
+//! clipped to a norm; Adam's step size falls to zero, its ε is 1e-5. Our own: the step size begins
+//! at 2.5e-3 (CleanRL: 2.5e-4, for five times as many steps), the surrogate alone is clipped and not
+//! the critic's loss.
+//!
 //! Run `cargo run -p ppo`: 475 or more on CartPole-v1 after 100,000 steps in about a second
 //! (475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, VecEnv, invalid, rng};
-use common::nn::{Activation, Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
+use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
+use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
 use common::nn::{conv2d_orthogonal, linear_orthogonal};
 use common::run::Run;
-use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -102,155 +108,283 @@ struct Args {
     target_kl: Option<f64>,
 }
 
-/// A network of tanh units: two layers of 64 for vectors; for images 16 filters of 3 × 3 and a
-/// layer of 128 (the size that MinAtar's authors use: Young & Tian 2019, arXiv:1903.03176).
+/// A network of tanh units: two hidden layers for vectors; for images a convolution and one hidden
+/// layer (16 filters of 3 × 3 and 128 units are what MinAtar's authors use: Young & Tian 2019,
+/// arXiv:1903.03176).
 struct Network {
     convolution: Option<Conv2d>, // [height, width, channels] → [height − 2, width − 2, 16]
-    hidden: Vec<Linear>,         // → [64] → [64], or → [128]
+    hidden: Vec<Linear>,         // → [hidden_sizes[0]] → …
     output: Linear,              // → [outputs]
-    shape: Vec<usize>,           // of one observation
-    device: Device,
+    scale: f64,                  // of an image's numbers, to bring them to 0 to 1
 }
 
 impl Network {
     /// `gain` scales the output layer: 0.01 makes the first policy almost uniform (Andrychowicz et
-    /// al. 2021), 1 suits a value.
-    fn new(observations: &Space, outputs: usize, gain: f64, vb: VarBuilder) -> Result<Self> {
-        let (sqrt2, tanh) = (std::f64::consts::SQRT_2, Activation::Tanh);
-        let (mut convolution, mut inputs, mut sizes) = (None, observations.size(), vec![64, 64]);
-        if let [height, width, channels] = observations.shape()[..] {
-            let layer = conv2d_orthogonal(channels, 16, 3, sqrt2, Default::default(), vb.pp("convolution"))?;
-            convolution = Some(layer.with_activation(tanh));
-            (inputs, sizes) = ((height - 2) * (width - 2) * 16, vec![128]);
+    /// al. 2021, arXiv:2006.05990), 1 suits a value.
+    fn new(space: &Space, hidden_sizes: &[usize], outputs: usize, gain: f64, vb: VarBuilder) -> Result<Self> {
+        let sqrt2 = std::f64::consts::SQRT_2;
+        let (mut convolution, mut inputs, mut scale) = (None, space.size(), 1.0);
+        if let Space::Box { shape, high, .. } = space
+            && let [height, width, channels] = shape[..]
+        {
+            convolution = Some(conv2d_orthogonal(channels, 16, 3, sqrt2, Default::default(), vb.pp("convolution"))?);
+            inputs = (height - 2) * (width - 2) * 16;
+            scale = 1.0 / f64::from(high[0]);
         }
         let mut hidden = Vec::new();
-        for (i, size) in sizes.into_iter().enumerate() {
-            let layer = linear_orthogonal(inputs, size, sqrt2, vb.pp(format!("hidden{i}")))?;
-            hidden.push(layer.with_activation(tanh));
+        for (i, &size) in hidden_sizes.iter().enumerate() {
+            hidden.push(linear_orthogonal(inputs, size, sqrt2, vb.pp(format!("hidden{i}")))?);
             inputs = size;
         }
         let output = linear_orthogonal(inputs, outputs, gain, vb.pp("output"))?;
-        Ok(Self { convolution, hidden, output, shape: observations.shape(), device: vb.device().clone() })
+        Ok(Self { convolution, hidden, output, scale })
     }
 
-    /// Observations `[batch, …shape]`, flattened, to `[batch, outputs]`.
-    fn forward(&self, observations: &[f32]) -> Result<Tensor> {
-        let batch = observations.len() / self.shape.iter().product::<usize>();
-        let mut x = Tensor::from_slice(observations, [&[batch], &self.shape[..]].concat(), &self.device)?;
+    /// Observations `[batch, …]` to `[batch, outputs]`.
+    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
+        let mut x = observations.clone();
         if let Some(convolution) = &self.convolution {
-            x = convolution.forward(&x)?.flatten_from(1)?;
+            x = convolution.forward_tanh(&(x * self.scale)?)?.flatten_from(1)?;
         }
         for layer in &self.hidden {
-            x = layer.forward(&x)?;
+            x = layer.forward_tanh(&x)?;
         }
         Ok(self.output.forward(&x)?)
     }
-
-    /// The same as plain numbers, `[batch, outputs]` flattened.
-    fn apply(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.forward(observations)?.flatten_all()?.to_vec1()?)
-    }
 }
 
-/// One batch of experience, `[num_steps, num_envs]` row-major throughout.
+/// What happened in `num_steps` steps of each environment. Every column is `[num_steps, num_envs]`,
+/// row by row: step t of environment e is at t · num_envs + e.
 #[derive(Default)]
 struct Rollout {
-    observations: Vec<f32>,         // [num_steps, num_envs, observation_dim]
-    actions: Vec<u32>,              // a_t
-    log_probs: Vec<f32>,            // ln π_θ_old(a_t|s_t)
-    rewards: Vec<f32>,              // r_t
-    values: Vec<f32>,               // V(s_t), with those after the last step: [num_steps + 1, num_envs]
-    final_values: Vec<Option<f32>>, // V of the state that an episode ended in, where one did
+    observations: Vec<f32>,      // s_t, [num_steps, num_envs, observation_dim]
+    actions: Vec<u32>,           // a_t
+    log_probs: Vec<f32>,         // ln π_θ_old(a_t|s_t)
+    rewards: Vec<f32>,           // r_t
+    next_observations: Vec<f32>, // s_{t+1}, an episode's true last one at its end, shaped like s_t
+    terminated: Vec<bool>,       // nothing lies beyond s_{t+1}
+    truncated: Vec<bool>,        // the episode was cut off at s_{t+1}
 }
 
 impl Rollout {
-    /// Â_t, `[num_steps, num_envs]`, from the last step backwards.
-    fn advantages(&self, num_envs: usize, gamma: f32, gae_lambda: f32) -> Vec<f32> {
+    /// Stores the step that `envs` have just made from `observations` by `actions`.
+    fn store(&mut self, observations: &[f32], actions: &[u32], log_probs: &[f32], envs: &VecEnv) {
+        self.observations.extend_from_slice(observations);
+        self.actions.extend_from_slice(actions);
+        self.log_probs.extend_from_slice(log_probs);
+        self.rewards.extend_from_slice(envs.rewards());
+        // Easy to miss: after an episode's end `envs.observations()` are the next episode's.
+        self.next_observations.extend_from_slice(envs.final_observations());
+        self.terminated.extend_from_slice(envs.terminated());
+        self.truncated.extend_from_slice(envs.truncated());
+    }
+
+    /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
+    fn advantages(
+        &self,
+        values: &[f32],
+        next_values: &[f32],
+        num_envs: usize,
+        gamma: f32,
+        gae_lambda: f32,
+    ) -> Vec<f32> {
+        let num_steps = self.rewards.len() / num_envs;
         let mut advantages = vec![0.0; self.rewards.len()];
-        let mut following = vec![0.0; num_envs]; // Â_{t+1} of each environment
-        for t in (0..self.rewards.len()).rev() {
-            let env = t % num_envs;
-            // Easy to miss and fatal: after an episode's end, what follows belongs to the next one.
-            let (next_value, next_advantage) = match self.final_values[t] {
-                Some(value) => (value, 0.0),
-                None => (self.values[t + num_envs], following[env]),
-            };
-            // δ_t = r_t + γ V(s_{t+1}) − V(s_t)
-            let delta = self.rewards[t] + gamma * next_value - self.values[t];
-            // Â_t = δ_t + γ λ Â_{t+1}
-            following[env] = delta + gamma * gae_lambda * next_advantage;
-            advantages[t] = following[env];
+        let mut next_advantages = vec![0.0; num_envs]; // Â_{t+1}
+        for t in (0..num_steps).rev() {
+            for env in 0..num_envs {
+                let i = t * num_envs + env;
+                // δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+                let next_value = if self.terminated[i] { 0.0 } else { next_values[i] };
+                let delta = self.rewards[i] + gamma * next_value - values[i];
+                // Â_t = δ_t + γ λ (1 − done_t) Â_{t+1}
+                // Easy to miss and fatal: what follows an episode's end belongs to the next one.
+                let done = self.terminated[i] || self.truncated[i];
+                let next_advantage = if done { 0.0 } else { next_advantages[env] };
+                advantages[i] = delta + gamma * gae_lambda * next_advantage;
+                next_advantages[env] = advantages[i];
+            }
         }
         advantages
     }
 }
 
-/// For each environment whose episode ended with the last step of `envs`, V of the state that it
-/// ended in: 0 where it terminated; where it was merely truncated, the critic's value of it.
-fn final_values(critic: &Network, envs: &VecEnv) -> Result<Vec<Option<f32>>> {
-    let last_states = envs.final_observations().chunks_exact(envs.observation_dim());
-    let endings = envs.terminated().iter().zip(envs.truncated()).zip(last_states);
-    endings
-        .map(|((&terminated, &truncated), last_state)| match (terminated, truncated) {
-            (true, _) => Ok(Some(0.0)),
-            (false, true) => Ok(Some(critic.apply(last_state)?[0])),
-            (false, false) => Ok(None),
+/// What the networks learn from: a rollout, or a minibatch of it.
+struct Batch {
+    observations: Tensor, // s, [batch, …]
+    actions: Tensor,      // a, [batch], u32
+    log_probs: Tensor,    // ln π_θ_old(a|s), [batch]
+    advantages: Tensor,   // Â, [batch]
+    returns: Tensor,      // R̂, [batch]
+    values: Tensor,       // V_θ_old(s), [batch]
+}
+
+impl Batch {
+    /// The rows `indices`.
+    fn select(&self, indices: &[u32]) -> Result<Self> {
+        let indices = Tensor::new(indices, self.actions.device())?;
+        Ok(Self {
+            observations: self.observations.index_select(&indices, 0)?,
+            actions: self.actions.index_select(&indices, 0)?,
+            log_probs: self.log_probs.index_select(&indices, 0)?,
+            advantages: self.advantages.index_select(&indices, 0)?,
+            returns: self.returns.index_select(&indices, 0)?,
+            values: self.values.index_select(&indices, 0)?,
         })
-        .collect()
+    }
 }
 
-/// Draws a ~ softmax(logits) for each row; returns the actions and ln π(a).
-fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> (Vec<u32>, Vec<f32>) {
-    let rows = logits.chunks_exact(num_actions);
-    rows.map(|row| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let total: f32 = row.iter().map(|z| (z - max).exp()).sum();
-        let mut left = rng.random::<f32>() * total;
-        let chosen = row.iter().position(|z| {
-            left -= (z - max).exp();
-            left < 0.0
-        });
-        let action = chosen.unwrap_or(num_actions - 1); // where rounding leaves nothing to the last
-        (action as u32, row[action] - max - total.ln())
-    })
-    .unzip()
+/// Zero mean and unit standard deviation. One number alone has no deviation and stays as it is.
+fn normalise(x: &Tensor) -> Result<Tensor> {
+    let n = x.dim(0)?;
+    if n < 2 {
+        return Ok(x.clone());
+    }
+    let centred = x.broadcast_sub(&x.mean_all()?)?;
+    let std = (centred.sqr()?.sum_all()? / (n - 1) as f64)?.sqrt()?;
+    Ok(centred.broadcast_div(&(std + 1e-8)?)?)
 }
 
-/// The most probable action of each row.
-fn greedy(logits: &[f32], num_actions: usize) -> Vec<u32> {
-    let best = |row: &[f32]| (0..num_actions).fold(0, |best, a| if row[a] > row[best] { a } else { best });
-    logits.chunks_exact(num_actions).map(|row| best(row) as u32).collect()
+/// What one update found, before it moved the parameters.
+#[derive(Clone, Copy, Default)]
+struct Losses {
+    policy_loss: f32,
+    value_loss: f32,
+    entropy: f32,
+    approx_kl: f32, // KL(π_θ_old ‖ π_θ)
+    clipfrac: f32,  // share of the ratios beyond 1 ± ε
 }
 
-/// −E[ min(r Â, clip(r, 1 − ε, 1 + ε) Â) ], from ln r `[batch]` and Â `[batch]`.
-fn policy_loss(log_ratio: &Tensor, advantages: &Tensor, clip_coef: f64) -> Result<Tensor> {
-    // Only one end of the range can be the minimum, that to which the advantage points: (1 + ε) Â for
-    // a positive and (1 − ε) Â for a negative one, Â + ε |Â| both. A ratio past it gets no gradient;
-    // one that moved the other way, however far, is still pulled back.
-    let bound = (advantages + (advantages.abs()? * clip_coef)?)?;
-    Ok((log_ratio.exp()? * advantages)?.minimum(&bound)?.mean_all()?.neg()?)
+/// Actor, critic and how they learn.
+struct Ppo {
+    actor: Network,      // logits of π_θ(·|s), [num_actions]
+    critic: Network,     // V_θ(s), [1]
+    parameters: VarMap,  // θ, of both
+    optimizer: Adam,     // of both
+    shape: Vec<usize>,   // of one observation
+    clip_coef: f64,      // ε
+    ent_coef: f64,       // c_e
+    vf_coef: f64,        // c_v
+    norm_adv: bool,
+    clip_vloss: bool,
+    device: Device,
 }
 
-/// ½ E[ (V(s) − R̂)² ], from tensors `[batch, 1]`; with `clip`, the larger of that and the loss of the
-/// value moved at most `clip` from `old_values`.
-fn value_loss(values: &Tensor, returns: &Tensor, old_values: &Tensor, clip: Option<f64>) -> Result<Tensor> {
-    let unclipped = (values - returns)?.sqr()?;
-    let losses = match clip {
-        None => unclipped,
-        Some(clip) => {
-            let moved = (values - old_values)?.clamp(-clip, clip)?;
-            unclipped.maximum(&((old_values + moved)? - returns)?.sqr()?)?
+impl Ppo {
+    fn new(space: &Space, num_actions: usize, hidden_sizes: &[usize], args: &Args, device: &Device) -> Result<Self> {
+        let parameters = VarMap::new(args.run.seed);
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, device);
+        Ok(Self {
+            actor: Network::new(space, hidden_sizes, num_actions, 0.01, vb.pp("actor"))?,
+            critic: Network::new(space, hidden_sizes, 1, 1.0, vb.pp("critic"))?,
+            // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
+            optimizer: Adam::new(&parameters, args.learning_rate)?
+                .with_eps(1e-5)
+                .with_max_grad_norm(args.max_grad_norm),
+            parameters,
+            shape: space.shape(),
+            clip_coef: args.clip_coef,
+            ent_coef: args.ent_coef,
+            vf_coef: args.vf_coef,
+            norm_adv: args.norm_adv,
+            clip_vloss: args.clip_vloss,
+            device: device.clone(),
+        })
+    }
+
+    /// Observations as `[batch, …shape]`.
+    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
+        let batch = observations.len() / self.shape.iter().product::<usize>();
+        Ok(Tensor::from_slice(observations, [&[batch], &self.shape[..]].concat(), &self.device)?)
+    }
+
+    /// a ~ π_θ(·|s) and ln π_θ(a|s) for each observation, `[num_envs]` each.
+    fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<(Vec<u32>, Vec<f32>)> {
+        let policy = Categorical::new(&self.actor.forward(&self.tensor(observations)?)?)?;
+        let actions = policy.sample(rng)?;
+        Ok((actions.to_vec1()?, policy.log_prob(&actions)?.to_vec1()?))
+    }
+
+    /// The most probable action for each observation.
+    fn act_greedily(&self, observations: &[f32]) -> Result<Vec<u32>> {
+        let policy = Categorical::new(&self.actor.forward(&self.tensor(observations)?)?)?;
+        Ok(policy.mode()?.to_vec1()?)
+    }
+
+    /// V_θ(s) for each observation.
+    fn values(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.critic.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// The rollout with its advantages and returns, all steps of all environments in one row.
+    fn batch(&self, rollout: &Rollout, num_envs: usize, gamma: f64, gae_lambda: f64) -> Result<Batch> {
+        let values = self.values(&rollout.observations)?;
+        let next_values = self.values(&rollout.next_observations)?;
+        let advantages =
+            rollout.advantages(&values, &next_values, num_envs, gamma as f32, gae_lambda as f32);
+        let (advantages, values) = (Tensor::new(advantages, &self.device)?, Tensor::new(values, &self.device)?);
+        Ok(Batch {
+            observations: self.tensor(&rollout.observations)?,
+            actions: Tensor::new(rollout.actions.as_slice(), &self.device)?,
+            log_probs: Tensor::new(rollout.log_probs.as_slice(), &self.device)?,
+            returns: (&advantages + &values)?, // R̂_t = Â_t + V(s_t)
+            advantages,
+            values,
+        })
+    }
+
+    /// One step of Adam up L(θ), on a minibatch.
+    fn update(&mut self, minibatch: &Batch) -> Result<Losses> {
+        let Batch { observations, actions, log_probs, advantages, returns, values } = minibatch;
+        let advantages = if self.norm_adv { normalise(advantages)? } else { advantages.clone() };
+
+        // ρ(θ) = π_θ(a|s) / π_θ_old(a|s)
+        let policy = Categorical::new(&self.actor.forward(observations)?)?;
+        let log_ratio = (policy.log_prob(actions)? - log_probs)?; // [batch]
+        let ratio = log_ratio.exp()?;
+        // E[ min( ρ Â, clip(ρ, 1 − ε, 1 + ε) Â ) ], to be maximised
+        let clipped_ratio = ratio.clamp(1.0 - self.clip_coef, 1.0 + self.clip_coef)?;
+        let surrogate = (&ratio * &advantages)?.minimum(&(clipped_ratio * &advantages)?)?;
+        let policy_loss = surrogate.mean_all()?.neg()?;
+
+        // E[ ½ (V_θ(s) − R̂)² ]
+        let new_values = self.critic.forward(observations)?.squeeze(1)?; // [batch]
+        let mut squares = (&new_values - returns)?.sqr()?;
+        if self.clip_vloss {
+            // The larger of that and the same of a value moved at most ε from its old one.
+            let moved = (values + (&new_values - values)?.clamp(-self.clip_coef, self.clip_coef)?)?;
+            squares = squares.maximum(&(moved - returns)?.sqr()?)?;
         }
-    };
-    Ok((losses.mean_all()? * 0.5)?)
+        let value_loss = (squares.mean_all()? * 0.5)?;
+
+        // E[ H(π_θ(·|s)) ]: a bonus, so that more of it makes the loss smaller.
+        let entropy = policy.entropy()?.mean_all()?;
+
+        // −L(θ)
+        let loss = ((&policy_loss + (&value_loss * self.vf_coef)?)? - (&entropy * self.ent_coef)?)?;
+        self.optimizer.backward_step(&loss)?;
+
+        // KL(π_θ_old ‖ π_θ) ≈ E[ (ρ − 1) − ln ρ ], never negative (Schulman 2020, "Approximating KL
+        // divergence").
+        let log_ratio: Vec<f32> = log_ratio.to_vec1()?;
+        let change = log_ratio.iter().map(|l| l.exp_m1()); // ρ − 1
+        let outside = change.clone().filter(|change| f64::from(change.abs()) > self.clip_coef).count();
+        let n = log_ratio.len() as f32;
+        Ok(Losses {
+            policy_loss: policy_loss.to_scalar()?,
+            value_loss: value_loss.to_scalar()?,
+            entropy: entropy.to_scalar()?,
+            approx_kl: change.zip(&log_ratio).map(|(change, l)| change - l).sum::<f32>() / n,
+            clipfrac: outside as f32 / n,
+        })
+    }
 }
 
-/// Zero mean and unit standard deviation.
-fn normalise(values: &mut [f32]) {
-    let n = values.len() as f32;
-    let mean = values.iter().sum::<f32>() / n;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / (n - 1.0).max(1.0);
-    values.iter_mut().for_each(|v| *v = (*v - mean) / (variance.sqrt() + 1e-8));
+/// 1 − Var(R̂ − V) / Var(R̂): 1 for a critic that is right, 0 for one that knows no more than the mean.
+fn explained_variance(batch: &Batch) -> Result<f64> {
+    let variance = |x: &Tensor| x.broadcast_sub(&x.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>();
+    let (unexplained, all) = (variance(&(&batch.returns - &batch.values)?)?, variance(&batch.returns)?);
+    Ok(1.0 - f64::from(unexplained) / f64::from(all.max(f32::MIN_POSITIVE)))
 }
 
 fn main() -> ExitCode {
@@ -268,28 +402,23 @@ fn train(args: Args) -> Result<()> {
     }
     let minibatch_size = batch_size / args.num_minibatches;
     let mut envs = VecEnv::make(&args.run.env_id, num_envs, args.run.seed)?;
-    let (observation_dim, num_actions) = envs.spec().box_to_discrete("ppo")?;
+    let (_, num_actions) = envs.spec().box_to_discrete("ppo")?;
+    let space = envs.spec().observation_space.clone();
+    let hidden_sizes: &[usize] = if space.shape().len() == 3 { &[128] } else { &[64, 64] };
     let device = args.run.device()?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let mut parameters = VarMap::new(args.run.seed);
-    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-    let space = envs.spec().observation_space.clone();
-    let actor = Network::new(&space, num_actions, 0.01, vb.pp("actor"))?; // logits of π(·|s)
-    let critic = Network::new(&space, 1, 1.0, vb.pp("critic"))?; // V(s)
-    // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
-    let mut optimizer =
-        Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5).with_max_grad_norm(args.max_grad_norm);
-    let mut indices: Vec<usize> = (0..batch_size).collect();
+    let mut rng = learner_rng(args.run.seed);
+    let mut ppo = Ppo::new(&space, num_actions, hidden_sizes, &args, &device)?;
+    let mut indices: Vec<u32> = (0..batch_size as u32).collect();
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
             &mut global_step,
             &mut [
-                ("parameters", &mut parameters),
-                ("optimizer", &mut optimizer),
+                ("parameters", &mut ppo.parameters),
+                ("optimizer", &mut ppo.optimizer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("indices", &mut indices),
@@ -297,90 +426,45 @@ fn train(args: Args) -> Result<()> {
         )?;
         if args.anneal_lr {
             let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-            optimizer.learning_rate = remaining * args.learning_rate;
+            ppo.optimizer.learning_rate = remaining * args.learning_rate;
         }
 
-        // Act: num_steps steps in each environment with the current policy.
+        // Run the policy for num_steps steps in each environment.
         let mut rollout = Rollout::default();
         for _ in 0..num_steps {
-            let (actions, log_probs) = sample(&actor.apply(envs.observations())?, num_actions, &mut rng);
-            rollout.observations.extend_from_slice(envs.observations());
+            let observations = envs.observations().to_vec(); // [num_envs, observation_dim]
+            let (actions, log_probs) = ppo.act(&observations, &mut rng)?;
             envs.step(&actions)?;
+            rollout.store(&observations, &actions, &log_probs, &envs);
             global_step += num_envs;
             run.episodes(global_step, envs.episodes())?;
-            rollout.actions.extend(actions);
-            rollout.log_probs.extend(log_probs);
-            rollout.rewards.extend_from_slice(envs.rewards());
-            rollout.final_values.extend(final_values(&critic, &envs)?);
         }
-        rollout.values = critic.apply(&rollout.observations)?;
-        rollout.values.extend(critic.apply(envs.observations())?);
 
-        // Learn: several epochs of minibatches of that batch.
-        let advantages = rollout.advantages(num_envs, args.gamma as f32, args.gae_lambda as f32);
-        let returns: Vec<f32> = advantages.iter().zip(&rollout.values).map(|(a, v)| a + v).collect();
-        let (mut losses, mut approx_kl, mut clipped) = ([0.0_f32; 3], 0.0, Vec::new());
+        // Estimate the advantages, and optimise the surrogate over several epochs of minibatches.
+        let batch = ppo.batch(&rollout, num_envs, args.gamma, args.gae_lambda)?;
+        let (mut losses, mut clipfracs) = (Losses::default(), Vec::new());
         'epochs: for _ in 0..args.update_epochs {
             indices.shuffle(&mut rng);
             for minibatch in indices.chunks_exact(minibatch_size) {
-                let select = |values: &[f32]| -> Vec<f32> { minibatch.iter().map(|&i| values[i]).collect() };
-                let tensor = |values: Vec<f32>| Tensor::from_vec(values, minibatch_size, &device);
-                let mut observations = Vec::with_capacity(minibatch_size * observation_dim);
-                for &i in minibatch {
-                    observations
-                        .extend_from_slice(&rollout.observations[i * observation_dim..][..observation_dim]);
-                }
-                let actions: Vec<u32> = minibatch.iter().map(|&i| rollout.actions[i]).collect();
-                let actions = Tensor::from_vec(actions, minibatch_size, &device)?;
-                let mut minibatch_advantages = select(&advantages);
-                if args.norm_adv {
-                    normalise(&mut minibatch_advantages);
-                }
-
-                let policy = Categorical::new(&actor.forward(&observations)?)?;
-                let log_ratio = (policy.log_prob(&actions)? - tensor(select(&rollout.log_probs))?)?;
-                let policy_loss = policy_loss(&log_ratio, &tensor(minibatch_advantages)?, args.clip_coef)?;
-                let entropy = policy.entropy()?.mean_all()?;
-                let column = |values: &[f32]| Tensor::from_vec(select(values), (minibatch_size, 1), &device);
-                let value_loss = value_loss(
-                    &critic.forward(&observations)?,
-                    &column(&returns)?,
-                    &column(&rollout.values)?,
-                    args.clip_vloss.then_some(args.clip_coef),
-                )?;
-                // The entropy is a bonus: more of it makes the loss smaller.
-                let loss = ((&policy_loss - (&entropy * args.ent_coef)?)? + (&value_loss * args.vf_coef)?)?;
-                optimizer.backward_step(&loss)?;
-
-                // KL(π_old ‖ π) ≈ E[ (r − 1) − ln r ], never negative (Schulman 2020, "Approximating
-                // KL divergence").
-                let log_ratio: Vec<f32> = log_ratio.to_vec1()?;
-                let change: Vec<f32> = log_ratio.iter().map(|l| l.exp_m1()).collect(); // r − 1
-                approx_kl =
-                    change.iter().zip(&log_ratio).map(|(c, l)| c - l).sum::<f32>() / change.len() as f32;
-                let outside = change.iter().filter(|c| f64::from(c.abs()) > args.clip_coef).count();
-                clipped.push(outside as f64 / minibatch_size as f64);
-                losses = [policy_loss.to_scalar()?, value_loss.to_scalar()?, entropy.to_scalar()?];
+                losses = ppo.update(&batch.select(minibatch)?)?;
+                clipfracs.push(losses.clipfrac);
             }
-            if args.target_kl.is_some_and(|target| f64::from(approx_kl) > target) {
+            if args.target_kl.is_some_and(|target| f64::from(losses.approx_kl) > target) {
                 break 'epochs;
             }
         }
 
-        let mean = returns.iter().sum::<f32>() / batch_size as f32;
-        let total: f32 = returns.iter().map(|r| (r - mean).powi(2)).sum();
-        let residual: f32 = advantages.iter().map(|a| a.powi(2)).sum();
-        run.log(global_step, "charts/learning_rate", optimizer.learning_rate)?;
-        run.log(global_step, "losses/policy_loss", losses[0])?;
-        run.log(global_step, "losses/value_loss", losses[1])?;
-        run.log(global_step, "losses/entropy", losses[2])?;
-        run.log(global_step, "losses/approx_kl", approx_kl)?;
-        run.log(global_step, "losses/clipfrac", clipped.iter().sum::<f64>() / clipped.len() as f64)?;
-        run.log(global_step, "losses/explained_variance", 1.0 - residual / total.max(f32::MIN_POSITIVE))?;
+        run.log(global_step, "charts/learning_rate", ppo.optimizer.learning_rate)?;
+        run.log(global_step, "losses/policy_loss", losses.policy_loss)?;
+        run.log(global_step, "losses/value_loss", losses.value_loss)?;
+        run.log(global_step, "losses/entropy", losses.entropy)?;
+        run.log(global_step, "losses/approx_kl", losses.approx_kl)?;
+        run.log(global_step, "losses/clipfrac", clipfracs.iter().sum::<f32>() / clipfracs.len() as f32)?;
+        run.log(global_step, "losses/explained_variance", explained_variance(&batch)?)?;
     }
 
-    run.save_or_load_model(&mut parameters)?;
-    run.evaluate(|observations| Ok(greedy(&actor.apply(observations)?, num_actions)))?;
+    run.save_or_load_model(&mut ppo.parameters)?;
+    run.evaluate(|observations| ppo.act_greedily(observations))?;
     Ok(())
 }
 

@@ -1,5 +1,6 @@
 //! Adam with public state, and clipping of gradients by their global norm.
 
+use super::parallel::{join, threads};
 use super::{VarMap, backward, simd};
 use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
@@ -85,6 +86,48 @@ impl Adam {
         self.step(&backward(loss)?)
     }
 
+    /// [`Adam::backward_step`] on the sum of two losses that have no parameter in common, such as
+    /// those of twin critics: `--threads` may compute their gradients side by side.
+    pub fn backward_step_of_both(&mut self, losses: [&Tensor; 2]) -> Result<()> {
+        let (first, second) = join(|| backward(losses[0]), || backward(losses[1]));
+        let mut gradients = first?;
+        gradients.extend(second?)?;
+        self.step(&gradients)
+    }
+
+    /// [`Adam::backward_step`] on the mean of `f(inputs)`, a loss for each row, `[batch]` or
+    /// `[batch, 1]`, of inputs `[batch, …]`. `--threads` may compute it in two parts of the batch,
+    /// side by side, since each row's loss comes from that row alone. Returns the mean, and without
+    /// gradient what else `f` returns for each row.
+    pub fn backward_step_by_rows<const N: usize>(
+        &mut self,
+        inputs: [&Tensor; N],
+        f: impl Fn([Tensor; N]) -> anyhow::Result<(Tensor, Tensor)> + Sync,
+    ) -> anyhow::Result<(f32, Tensor)> {
+        let batch = inputs[0].dim(0)?;
+        let part = |start: usize, len: usize| {
+            let mut rows = Vec::with_capacity(N);
+            for input in inputs {
+                rows.push(input.narrow(0, start, len)?);
+            }
+            let Ok(rows) = rows.try_into() else { unreachable!("N inputs give N") };
+            let (losses, others) = f(rows)?;
+            let share = (losses.sum_all()? / batch as f64)?;
+            Ok::<_, anyhow::Error>((share.to_scalar::<f32>()?, others.detach(), backward(&share)?))
+        };
+        if threads() == 1 || batch < 2 {
+            let (loss, others, gradients) = part(0, batch)?;
+            self.step(&gradients)?;
+            return Ok((loss, others));
+        }
+        let half = batch / 2;
+        let (first, second) = join(|| part(0, half), || part(half, batch - half));
+        let ((loss1, others1, mut gradients), (loss2, others2, gradients2)) = (first?, second?);
+        gradients.extend(gradients2)?; // adds them up
+        self.step(&gradients)?;
+        Ok((loss1 + loss2, Tensor::cat(&[others1, others2], 0)?))
+    }
+
     /// Takes a step along `grads`. Parameters without a gradient stay as they are.
     ///
     /// # Errors
@@ -105,6 +148,9 @@ impl Adam {
                         learning_rate: (self.learning_rate / correction1) as f32,
                         beta1: self.beta1 as f32,
                         beta2: self.beta2 as f32,
+                        // Not from the rounded β: next to β₂ = 0.999 that is 1e-5 of the difference.
+                        rest1: (1.0 - self.beta1) as f32,
+                        rest2: (1.0 - self.beta2) as f32,
                         eps: self.eps as f32,
                         correction2: (1.0 / correction2) as f32,
                         scale: scale as f32,
@@ -143,6 +189,8 @@ struct AdamStep<'a> {
     learning_rate: f32, // α / (1 − β₁ᵗ)
     beta1: f32,
     beta2: f32,
+    rest1: f32, // 1 − β₁
+    rest2: f32, // 1 − β₂
     eps: f32,
     correction2: f32, // 1 / (1 − β₂ᵗ)
     scale: f32,
@@ -165,14 +213,14 @@ impl InplaceOp2 for AdamStep<'_> {
         let p = &mut p[start..end];
         let g = super::dense::slice(g, g_layout)?;
         let (m, v) = &mut *self.moments.borrow_mut();
-        let Self { learning_rate, beta1, beta2, eps, correction2, scale, .. } = *self;
+        let Self { learning_rate, beta1, beta2, rest1, rest2, eps, correction2, scale, .. } = *self;
         simd::vectorize(
             #[inline(always)]
             || {
                 for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
                     let g = flush(g * scale, 1e-18);
-                    *m = flush(beta1 * *m + (1.0 - beta1) * g, 1e-30);
-                    *v = flush(beta2 * *v + (1.0 - beta2) * g * g, 1e-30);
+                    *m = flush(beta1 * *m + rest1 * g, 1e-30);
+                    *v = flush(beta2 * *v + rest2 * g * g, 1e-30);
                     *p -= learning_rate * *m / ((*v * correction2).sqrt() + eps);
                 }
             },

@@ -2,6 +2,8 @@
 
 use super::dense::slice;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
+use envs::Rng;
+use rand::RngExt;
 use std::sync::Arc;
 
 /// π(a) = softmax(logits)_a, for each row of `logits` `[batch, num_actions]`.
@@ -57,6 +59,39 @@ impl Categorical {
             false => None,
         };
         Ok(Self { logits, table })
+    }
+
+    /// π of each action, `[batch, num_actions]`, in plain numbers.
+    fn probabilities(&self) -> Result<Vec<f32>> {
+        match &self.table {
+            Some(table) => Ok(table.probs.clone()),
+            None => candle_nn::ops::softmax(&self.logits, D::Minus1)?.flatten_all()?.to_vec1(),
+        }
+    }
+
+    /// One action a ~ π for each row, `[batch]` (u32), each from one uniform number of `rng`.
+    pub fn sample(&self, rng: &mut Rng) -> Result<Tensor> {
+        let (batch, num_actions) = self.logits.dims2()?;
+        let probabilities = self.probabilities()?;
+        let actions: Vec<u32> = probabilities
+            .chunks_exact(num_actions)
+            .map(|row| {
+                let mut left = rng.random::<f32>();
+                let chosen = row.iter().position(|probability| {
+                    left -= probability;
+                    left < 0.0
+                });
+                // Where rounding leaves nothing to the last: the last that can happen at all.
+                let last = || row.iter().rposition(|&probability| probability > 0.0);
+                chosen.or_else(last).unwrap_or_default() as u32
+            })
+            .collect();
+        Tensor::from_vec(actions, batch, self.logits.device())
+    }
+
+    /// The most probable action of each row, the first of several, `[batch]` (u32).
+    pub fn mode(&self) -> Result<Tensor> {
+        self.logits.argmax(D::Minus1)
     }
 
     /// ln π(aᵢ) of the actions `[batch]` (u32), as `[batch]`.

@@ -21,7 +21,7 @@
 use super::dense::{Matrix, matmul, matmul_add, slice};
 use super::gradients::of_parameter;
 use super::{Activation, Init, VarBuilder, simd};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Module, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
 /// How a kernel moves over an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,6 @@ pub struct Conv2d {
     weight: Tensor, // [out_channels, in_channels, kernel_height, kernel_width]
     bias: Tensor,   // [out_channels]
     config: Conv2dConfig,
-    activation: Activation,
 }
 
 /// A convolution initialised as PyTorch does: W and b uniform in ±1/√(in_channels · kernel_size²)
@@ -90,14 +89,9 @@ impl Conv2d {
     }
 
     /// From a weight `[out_channels, in_channels, kernel_height, kernel_width]` and a bias
-    /// `[out_channels]`, without activation.
+    /// `[out_channels]`.
     pub fn new(weight: Tensor, bias: Tensor, config: Conv2dConfig) -> Self {
-        Self { weight, bias, config, activation: Activation::Identity }
-    }
-
-    /// The same layer followed by `activation`, computed in the same pass.
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
+        Self { weight, bias, config }
     }
 
     /// The weight, `[out_channels, in_channels, kernel_height, kernel_width]`.
@@ -121,38 +115,52 @@ impl Conv2d {
         Self { weight: self.weight.detach(), bias: self.bias.detach(), ..*self }
     }
 
-    /// The same by candle's own operations.
-    fn forward_stock(&self, x: &Tensor) -> Result<Tensor> {
-        let Conv2dConfig { padding, stride } = self.config;
-        let x = x.permute((0, 3, 1, 2))?.contiguous()?;
-        let z = x.conv2d(&self.weight, padding, stride, 1, 1)?;
-        let z = z.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(&self.bias)?;
-        match self.activation {
-            Activation::Identity => Ok(z),
-            Activation::Relu => z.relu(),
-            Activation::Tanh => z.tanh(),
-        }
-    }
-}
-
-impl Module for Conv2d {
-    /// `[batch, height, width, in_channels]` to `[batch, out_height, out_width, out_channels]`,
-    /// with `out_height = (height + 2 padding − kernel_height) / stride + 1` rounded down.
+    /// x ∗ W + b: `[batch, height, width, in_channels]` to
+    /// `[batch, out_height, out_width, out_channels]`, with
+    /// `out_height = (height + 2 padding − kernel_height) / stride + 1` rounded down.
     ///
     /// # Errors
     /// Another number of channels, an image smaller than the kernel, a stride of 0.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Identity)
+    }
+
+    /// max(x ∗ W + b, 0), with the shapes of [`Conv2d::forward`].
+    pub fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Relu)
+    }
+
+    /// tanh(x ∗ W + b), with the shapes of [`Conv2d::forward`].
+    pub fn forward_tanh(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Tanh)
+    }
+
+    /// φ(x ∗ W + b), in one pass, with the shapes of [`Conv2d::forward`].
+    pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         let geometry = Geometry::new(x.dims4()?, self.weight.dims4()?, self.config)?;
         if !x.device().is_cpu() {
-            return self.forward_stock(x);
+            return self.forward_stock(x, activation);
         }
         let op = Convolution {
             geometry,
-            activation: self.activation,
+            activation,
             input_gradient: x.track_op(),
             parameter_gradient: self.weight.track_op() || self.bias.track_op(),
         };
         x.contiguous()?.apply_op3(&self.weight.contiguous()?, &self.bias.contiguous()?, op)
+    }
+
+    /// The same by candle's own operations.
+    fn forward_stock(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
+        let Conv2dConfig { padding, stride } = self.config;
+        let x = x.permute((0, 3, 1, 2))?.contiguous()?;
+        let z = x.conv2d(&self.weight, padding, stride, 1, 1)?;
+        let z = z.permute((0, 2, 3, 1))?.contiguous()?.broadcast_add(&self.bias)?;
+        match activation {
+            Activation::Identity => Ok(z),
+            Activation::Relu => z.relu(),
+            Activation::Tanh => z.tanh(),
+        }
     }
 }
 
@@ -471,8 +479,8 @@ mod tests {
         let init = Init::Randn { mean: 0.0, stdev: 1.0 };
         let x = Var::from_tensor(&init.tensor((2, 7, 5, 3), &mut envs::rng(1, 0), &Device::Cpu)?)?;
         for activation in [Activation::Identity, Activation::Relu, Activation::Tanh] {
-            let layer = layer.clone().with_activation(activation);
-            let (fused, stock) = (layer.forward(&x)?, layer.forward_stock(&x)?);
+            let fused = layer.forward_with(&x, activation)?;
+            let stock = layer.forward_stock(&x, activation)?;
             assert_eq!(fused.dims(), stock.dims());
             let difference = (fused - stock)?.abs()?.max_all()?.to_scalar::<f32>()?;
             assert!(difference < 1e-5, "{activation:?}: {difference}");

@@ -8,9 +8,7 @@
 
 use super::gradients::of_parameter;
 use super::{Init, VarBuilder, parallel, simd};
-use candle_core::{
-    CpuStorage, CustomOp2, CustomOp3, D, Layout, Module, Result, Shape, Storage, Tensor, bail,
-};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The function φ after a dense layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -99,12 +97,11 @@ impl Activation {
     }
 }
 
-/// y = φ(x Wᵀ + b).
+/// y = φ(x Wᵀ + b); the call says which φ.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Tensor, // [out_dim, in_dim]
     bias: Tensor,   // [out_dim]
-    activation: Activation,
 }
 
 /// A layer initialised as PyTorch does: W and b uniform in ±1/√in_dim (Kaiming uniform with
@@ -127,18 +124,12 @@ impl Linear {
         Ok(Self {
             weight: vb.get_with_hints((out_dim, in_dim), "weight", weight)?,
             bias: vb.get_with_hints(out_dim, "bias", bias)?,
-            activation: Activation::Identity,
         })
     }
 
-    /// From a weight `[out_dim, in_dim]` and a bias `[out_dim]`, without activation.
+    /// From a weight `[out_dim, in_dim]` and a bias `[out_dim]`.
     pub fn new(weight: Tensor, bias: Tensor) -> Self {
-        Self { weight, bias, activation: Activation::Identity }
-    }
-
-    /// The same layer followed by `activation`, computed in the same pass.
-    pub fn with_activation(self, activation: Activation) -> Self {
-        Self { activation, ..self }
+        Self { weight, bias }
     }
 
     /// The weight, `[out_dim, in_dim]`.
@@ -154,23 +145,36 @@ impl Linear {
     /// The same layer with its parameters held constant: gradients flow through it to its input,
     /// none are computed for its weight and bias. It shares their storage and follows updates.
     pub fn detach(&self) -> Self {
-        Self { weight: self.weight.detach(), bias: self.bias.detach(), activation: self.activation }
+        Self { weight: self.weight.detach(), bias: self.bias.detach() }
     }
-}
 
-impl Module for Linear {
-    /// `[batch, in_dim]` to `[batch, out_dim]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// x Wᵀ + b: `[batch, in_dim]` to `[batch, out_dim]`.
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Identity)
+    }
+
+    /// max(x Wᵀ + b, 0): `[batch, in_dim]` to `[batch, out_dim]`.
+    pub fn forward_relu(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Relu)
+    }
+
+    /// tanh(x Wᵀ + b): `[batch, in_dim]` to `[batch, out_dim]`.
+    pub fn forward_tanh(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_with(x, Activation::Tanh)
+    }
+
+    /// φ(x Wᵀ + b), in one pass: `[batch, in_dim]` to `[batch, out_dim]`.
+    pub fn forward_with(&self, x: &Tensor, activation: Activation) -> Result<Tensor> {
         if !x.device().is_cpu() {
             let z = x.matmul(&self.weight.t()?)?.broadcast_add(&self.bias)?;
-            return match self.activation {
+            return match activation {
                 Activation::Identity => Ok(z),
                 Activation::Relu => z.relu(),
                 Activation::Tanh => z.tanh(),
             };
         }
         let op = Dense {
-            activation: self.activation,
+            activation,
             input_gradient: x.track_op(),
             parameter_gradient: self.weight.track_op() || self.bias.track_op(),
         };

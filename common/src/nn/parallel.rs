@@ -37,6 +37,16 @@ pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> 
     rayon::join(|| beside_another(a), || beside_another(b))
 }
 
+/// `operation(0)` and `operation(1)`, side by side where `--threads` allows: for twin critics, which do
+/// not depend on each other.
+///
+/// # Errors
+/// Those of `operation`.
+pub fn both<T: Send>(operation: impl Fn(usize) -> anyhow::Result<T> + Sync) -> anyhow::Result<[T; 2]> {
+    let (first, second) = join(|| operation(0), || operation(1));
+    Ok([first?, second?])
+}
+
 fn beside_another<R>(operation: impl FnOnce() -> R) -> R {
     let before = BESIDE_ANOTHER.replace(true);
     let result = operation();
@@ -52,6 +62,15 @@ pub(super) fn threads() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn both_give_the_same_on_one_thread_and_on_two() {
+        let operation = |i: usize| Ok(i * 10);
+        assert_eq!(both(operation).unwrap(), [0, 10]);
+        assert_eq!(with_threads(2, || both(operation)).unwrap().unwrap(), [0, 10]);
+        let error = both(|i| if i == 1 { envs::invalid("second") } else { Ok(()) }).unwrap_err();
+        assert_eq!(error.to_string(), "second");
+    }
 
     #[test]
     fn both_sides_run_and_their_results_keep_their_order() {

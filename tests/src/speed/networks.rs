@@ -3,7 +3,7 @@
 use super::process::Process;
 use super::{Run, Tools};
 use anyhow::Context;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::Optimizer;
 use common::nn;
 use envs::{Result, Rng, rng};
@@ -110,16 +110,15 @@ fn plain_rl(network: &Network) -> Result<impl FnMut() -> Result<Tensor> + 'stati
     let hidden = if network.tanh { nn::Activation::Tanh } else { nn::Activation::Relu };
     let mut layers = Vec::new();
     for (i, size) in network.sizes.windows(2).enumerate() {
-        let last = i + 2 == network.sizes.len();
-        let activation = if last { nn::Activation::Identity } else { hidden };
-        layers.push(nn::linear(size[0], size[1], vb.pp(i))?.with_activation(activation));
+        layers.push(nn::linear(size[0], size[1], vb.pp(i))?);
     }
     let mut optimizer = nn::Adam::new(&parameters, LEARNING_RATE)?;
     let (inputs, targets) = data(network)?;
     Ok(move || {
         let mut x = inputs.clone();
-        for layer in &layers {
-            x = layer.forward(&x)?;
+        for (i, layer) in layers.iter().enumerate() {
+            let last = i + 1 == layers.len();
+            x = layer.forward_with(&x, if last { nn::Activation::Identity } else { hidden })?;
         }
         let loss = (x - &targets)?.sqr()?.mean_all()?;
         optimizer.backward_step(&loss)?;
