@@ -19,7 +19,9 @@ pub mod vec_env;
 pub mod wrappers;
 
 pub use canvas::Canvas;
-pub use env::{Action, Env, Image, Outcome, Rng, Spec, State, Step, TransitionModel, rng};
+pub use env::{
+    Action, Env, Image, Outcome, Rng, Spec, State, Step, TransitionModel, learner_rng, parameters_rng, rng,
+};
 pub use registry::{Registration, make, registry};
 pub use space::Space;
 pub use vec_env::{Actions, Episode, VecEnv};

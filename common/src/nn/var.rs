@@ -17,9 +17,9 @@ struct Inner {
 }
 
 impl VarMap {
-    /// No parameters yet; initial values will be drawn from a generator seeded with `seed`.
+    /// No parameters yet; initial values will be drawn from [`envs::parameters_rng`] of `seed`.
     pub fn new(seed: u64) -> Self {
-        Self(Arc::new(Mutex::new(Inner { vars: BTreeMap::new(), rng: envs::rng(seed, 0) })))
+        Self(Arc::new(Mutex::new(Inner { vars: BTreeMap::new(), rng: envs::parameters_rng(seed) })))
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
