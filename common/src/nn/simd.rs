@@ -38,11 +38,11 @@ pub fn tanh(x: f32) -> f32 {
     for coefficient in
         [2.000_188e-13, -8.604_672e-11, 5.122_297e-8, 1.485_722_4e-5, 6.372_619e-4, 4.893_524_6e-3]
     {
-        p = p * x2 + coefficient;
+        p = p.mul_add(x2, coefficient); // one instruction where the loop is vectorised
     }
     let mut q = 1.198_258_4e-6_f32;
     for coefficient in [1.185_347_1e-4, 2.268_434_6e-3, 4.893_525e-3] {
-        q = q * x2 + coefficient;
+        q = q.mul_add(x2, coefficient);
     }
     x * p / q
 }
