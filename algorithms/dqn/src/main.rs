@@ -25,27 +25,29 @@
 //! θ⁻   ← (1 − τ) θ⁻ + τ θ     every target_network_frequency steps (τ = 1: a plain copy)
 //! ```
 //!
-//! The paper copies θ every 10,000 steps. Here θ⁻ follows θ in many small steps (Lillicrap et al.
-//! 2015, arXiv:1509.02971): in 50,000 steps rare copies leave the values short of the returns.
-//!
 //! A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
-//! Run `cargo run -p dqn`: 475 or more on CartPole-v1 after 50,000 steps in a few seconds
+//! Deviations from the papers: vectors instead of images (`dqn_pixels` has those); Adam instead of
+//! RMSProp, its step size falling to zero; and θ⁻ follows θ in many small steps (Lillicrap et al.
+//! 2015, arXiv:1509.02971) where the paper copies θ every 10,000 steps: in a run of 50,000 rare copies
+//! leave the values short of the returns.
+//!
+//! Run `cargo run -p dqn`: 475 or more on CartPole-v1 after 50,000 steps in ten seconds
 //! (475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, rng};
-use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::envs::{Rng, VecEnv, learner_rng};
+use common::nn::{Adam, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
 use common::run::Run;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
 /// Deep Q-network
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("CartPole-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("50000")))]
@@ -102,150 +104,197 @@ struct Args {
 
 /// Q(s, ·): hidden layers of rectified linear units.
 struct QNetwork {
-    layers: Vec<Linear>, // [observation_dim] → hidden sizes → [num_actions]
-    device: Device,
+    hidden: Vec<Linear>, // [observation_dim] → hidden_sizes[0] → …
+    output: Linear,      // → [num_actions]
 }
 
 impl QNetwork {
-    fn new(sizes: &[usize], vb: VarBuilder) -> Result<Self> {
-        let mut layers = Vec::with_capacity(sizes.len() - 1);
-        for (i, pair) in sizes.windows(2).enumerate() {
-            let activation = if i + 2 < sizes.len() { Activation::Relu } else { Activation::Identity };
-            layers.push(linear(pair[0], pair[1], vb.pp(format!("layer{i}")))?.with_activation(activation));
+    fn new(
+        observation_dim: usize,
+        hidden_sizes: &[usize],
+        num_actions: usize,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let (mut hidden, mut inputs) = (Vec::new(), observation_dim);
+        for (i, &size) in hidden_sizes.iter().enumerate() {
+            hidden.push(linear(inputs, size, vb.pp(format!("hidden{i}")))?);
+            inputs = size;
         }
-        Ok(Self { layers, device: vb.device().clone() })
+        Ok(Self { hidden, output: linear(inputs, num_actions, vb.pp("output"))? })
     }
 
-    /// Observations `[batch, observation_dim]`, flattened, to action values `[batch, num_actions]`.
-    fn forward(&self, observations: &[f32], batch: usize) -> Result<Tensor> {
-        let shape = (batch, observations.len() / batch);
-        let mut hidden = Tensor::from_slice(observations, shape, &self.device)?;
-        for layer in &self.layers {
-            hidden = layer.forward(&hidden)?;
+    /// Observations `[batch, observation_dim]` to action values `[batch, num_actions]`.
+    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
+        let mut x = observations.clone();
+        for layer in &self.hidden {
+            x = layer.forward_relu(&x)?;
         }
-        Ok(hidden)
-    }
-
-    /// The action of greatest value in each of `batch` observations.
-    fn greedy(&self, observations: &[f32], batch: usize) -> Result<Vec<u32>> {
-        let q_values: Vec<f32> = self.forward(observations, batch)?.flatten_all()?.to_vec1()?;
-        let best = |row: &[f32]| (0..row.len()).fold(0, |best, a| if row[a] > row[best] { a } else { best });
-        Ok(q_values.chunks_exact(q_values.len() / batch).map(|row| best(row) as u32).collect())
+        Ok(self.output.forward(&x)?)
     }
 }
 
-/// The last `capacity` steps, the oldest overwritten first.
-#[derive(Serialize, Deserialize)]
+/// The last `capacity` transitions, the oldest overwritten first.
+#[derive(Serialize, Deserialize, Default)]
 struct ReplayBuffer {
     capacity: usize,
-    observation_dim: usize,
-    observations: Vec<f32>,      // [len, observation_dim], s
-    actions: Vec<u32>,           // [len], a
-    rewards: Vec<f32>,           // [len], r
-    next_observations: Vec<f32>, // [len, observation_dim], s': the episode's true last one at its end
-    terminated: Vec<bool>,       // [len]; truncation does not count
-    oldest: usize,
+    next_row: usize,             // where the next transition goes
+    observations: Vec<f32>,      // s, [len, observation_dim]
+    actions: Vec<u32>,           // a, [len]
+    rewards: Vec<f32>,           // r, [len]
+    next_observations: Vec<f32>, // s', an episode's true last one at its end, [len, observation_dim]
+    terminated: Vec<f32>,        // 1 where nothing lies beyond s', 0 elsewhere, truncation included, [len]
 }
 
-/// Steps drawn from the buffer, `[batch]` each.
+/// Transitions drawn from the buffer.
 struct Batch {
-    observations: Vec<f32>, // [batch, observation_dim]
-    actions: Vec<u32>,
-    rewards: Vec<f32>,
-    next_observations: Vec<f32>, // [batch, observation_dim]
-    terminated: Vec<bool>,
+    observations: Tensor,      // s, [batch, observation_dim]
+    actions: Tensor,           // a, [batch, 1], u32
+    rewards: Tensor,           // r, [batch, 1]
+    next_observations: Tensor, // s', [batch, observation_dim]
+    terminated: Tensor,        // 1 or 0, [batch, 1]
 }
 
 impl ReplayBuffer {
-    fn new(capacity: usize, observation_dim: usize) -> Self {
-        Self {
-            capacity,
-            observation_dim,
-            observations: Vec::new(),
-            actions: Vec::new(),
-            rewards: Vec::new(),
-            next_observations: Vec::new(),
-            terminated: Vec::new(),
-            oldest: 0,
+    /// Stores the step that each of `envs` has just made from `observations` by `actions`.
+    fn store(&mut self, observations: &[f32], actions: &[u32], envs: &VecEnv) {
+        let dim = envs.observation_dim();
+        for (env, &action) in actions.iter().enumerate() {
+            let (row, own) = (self.next_row, env * dim..(env + 1) * dim);
+            write_row(&mut self.observations, row, &observations[own.clone()]);
+            write_row(&mut self.actions, row, &[action]);
+            write_row(&mut self.rewards, row, &[envs.rewards()[env]]);
+            // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
+            write_row(&mut self.next_observations, row, &envs.final_observations()[own]);
+            write_row(&mut self.terminated, row, &[f32::from(u8::from(envs.terminated()[env]))]);
+            self.next_row = (row + 1) % self.capacity;
         }
     }
 
-    fn add(
-        &mut self,
-        observation: &[f32],
-        action: u32,
-        reward: f32,
-        next_observation: &[f32],
-        terminated: bool,
-    ) {
-        if self.actions.len() < self.capacity {
-            self.observations.extend_from_slice(observation);
-            self.actions.push(action);
-            self.rewards.push(reward);
-            self.next_observations.extend_from_slice(next_observation);
-            self.terminated.push(terminated);
-            return;
-        }
-        let (i, dim) = (self.oldest, self.observation_dim);
-        self.observations[i * dim..(i + 1) * dim].copy_from_slice(observation);
-        self.actions[i] = action;
-        self.rewards[i] = reward;
-        self.next_observations[i * dim..(i + 1) * dim].copy_from_slice(next_observation);
-        self.terminated[i] = terminated;
-        self.oldest = (i + 1) % self.capacity;
-    }
-
-    /// Draws `batch_size` steps uniformly, with replacement.
-    fn sample(&self, batch_size: usize, rng: &mut Rng) -> Batch {
-        let (len, dim) = (self.actions.len(), self.observation_dim);
-        let indices: Vec<usize> = (0..batch_size).map(|_| rng.random_range(0..len)).collect();
-        let rows = |values: &[f32]| -> Vec<f32> {
-            let mut rows = Vec::with_capacity(batch_size * dim);
-            indices.iter().for_each(|&i| rows.extend_from_slice(&values[i * dim..(i + 1) * dim]));
-            rows
+    /// `batch_size` transitions, uniformly and with replacement.
+    fn sample(&self, batch_size: usize, rng: &mut Rng, device: &Device) -> Result<Batch> {
+        let len = self.rewards.len();
+        let rows: Vec<usize> = (0..batch_size).map(|_| rng.random_range(0..len)).collect();
+        let gather = |column: &[f32]| {
+            let width = column.len() / len;
+            let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
+            Tensor::from_vec(values.copied().collect(), (batch_size, width), device)
         };
-        Batch {
-            observations: rows(&self.observations),
-            actions: indices.iter().map(|&i| self.actions[i]).collect(),
-            rewards: indices.iter().map(|&i| self.rewards[i]).collect(),
-            next_observations: rows(&self.next_observations),
-            terminated: indices.iter().map(|&i| self.terminated[i]).collect(),
-        }
-    }
-}
-
-/// y = r + γ (1 − terminated) max_a' Q(s', a'; θ⁻), `[batch]`, from `next_q_values`
-/// `[batch, num_actions]` of the target network. Plain numbers: no gradient flows into a target.
-fn td_targets(batch: &Batch, next_q_values: &[f32], gamma: f32) -> Vec<f32> {
-    let rows = next_q_values.chunks_exact(next_q_values.len() / batch.rewards.len());
-    rows.zip(&batch.rewards)
-        .zip(&batch.terminated)
-        .map(|((row, &reward), &terminated)| {
-            let next_value = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            // Easy to miss and fatal: nothing lies beyond a terminal state.
-            reward + if terminated { 0.0 } else { gamma * next_value }
+        let actions: Vec<u32> = rows.iter().map(|&row| self.actions[row]).collect();
+        Ok(Batch {
+            observations: gather(&self.observations)?,
+            actions: Tensor::from_vec(actions, (batch_size, 1), device)?,
+            rewards: gather(&self.rewards)?,
+            next_observations: gather(&self.next_observations)?,
+            terminated: gather(&self.terminated)?,
         })
-        .collect()
-}
-
-/// E[ ℓ(y − Q(s, a; θ)) ], from Q(s, a; θ) `[batch]` and y `[batch]`. The paper clips the error of
-/// the update to [−1, 1], which is the gradient of Huber's loss ℓ: one surprising step cannot
-/// throw the network far. But it pulls values to the median of their targets instead of the mean,
-/// so that rare ends of episodes count too little while actions are random for long: there the
-/// square, ℓ(δ) = δ², does better.
-fn td_loss(q_values: &Tensor, targets: &Tensor, clip_error: bool) -> Result<Tensor> {
-    if !clip_error {
-        return Ok((targets - q_values)?.sqr()?.mean_all()?);
     }
-    // With m = min(|δ|, 1), ℓ(δ) = m (|δ| − ½ m) and ∇ℓ = m ∇|δ|: the one of ℓ with m held constant.
-    // At δ = 0, where |δ| has no gradient, that is 0.
-    let error = (targets - q_values)?.abs()?;
-    let inside = error.minimum(1.0)?.detach();
-    Ok((&inside * (&error - (&inside * 0.5)?)?)?.mean_all()?)
 }
 
-/// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps.
-fn epsilon(start: f64, end: f64, duration: f64, step: usize) -> f64 {
+/// Writes `values` to a row of a column, which grows until it is full.
+fn write_row<T: Copy>(column: &mut Vec<T>, row: usize, values: &[T]) {
+    let start = row * values.len();
+    if start == column.len() {
+        column.extend_from_slice(values);
+    } else {
+        column[start..start + values.len()].copy_from_slice(values);
+    }
+}
+
+/// Online network, target network and how they learn.
+struct Dqn {
+    q_network: QNetwork,       // Q(s, ·; θ)
+    target_network: QNetwork,  // Q(s, ·; θ⁻)
+    parameters: VarMap,        // θ
+    target_parameters: VarMap, // θ⁻: a map of its own, for a clone would follow θ
+    optimizer: Adam,
+    num_actions: usize,
+    args: Args,
+    device: Device,
+}
+
+impl Dqn {
+    fn new(observation_dim: usize, num_actions: usize, args: &Args) -> Result<Self> {
+        let device = args.run.device()?;
+        let (parameters, target_parameters) = (VarMap::new(args.run.seed), VarMap::new(args.run.seed));
+        let network = |parameters: &VarMap| {
+            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+            QNetwork::new(observation_dim, &args.hidden_sizes, num_actions, vb)
+        };
+        let (q_network, target_network) = (network(&parameters)?, network(&target_parameters)?);
+        copy_parameters(&target_parameters, &parameters)?;
+        let optimizer = Adam::new(&parameters, args.learning_rate)?;
+        let args = args.clone();
+        Ok(Self {
+            q_network,
+            target_network,
+            parameters,
+            target_parameters,
+            optimizer,
+            num_actions,
+            args,
+            device,
+        })
+    }
+
+    /// argmax_a Q(s, a; θ) for each of `num_envs` observations.
+    fn act_greedily(&self, observations: &[f32], num_envs: usize) -> Result<Vec<u32>> {
+        let shape = (num_envs, observations.len() / num_envs);
+        let q_values = self.q_network.forward(&Tensor::from_slice(observations, shape, &self.device)?)?;
+        Ok(q_values.argmax(D::Minus1)?.to_vec1()?)
+    }
+
+    /// The same, but for each observation with probability ε a uniformly random action.
+    fn act(&self, observations: &[f32], num_envs: usize, epsilon: f64, rng: &mut Rng) -> Result<Vec<u32>> {
+        let mut actions = self.act_greedily(observations, num_envs)?;
+        for action in &mut actions {
+            if rng.random::<f64>() < epsilon {
+                *action = rng.random_range(0..self.num_actions as u32);
+            }
+        }
+        Ok(actions)
+    }
+
+    /// y, `[batch, 1]`.
+    fn td_targets(&self, batch: &Batch) -> Result<Tensor> {
+        // max_a' Q(s', a'; θ⁻)
+        let next_values = self.target_network.forward(&batch.next_observations)?.max_keepdim(D::Minus1)?;
+        // y = r + γ (1 − terminated) max_a' Q(s', a'; θ⁻)
+        // Easy to miss and fatal: nothing lies beyond a terminal state.
+        let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
+        Ok((&batch.rewards + discounts * next_values)?.detach())
+    }
+
+    /// One step of the online network towards y; the target network stays as it is. Returns L(θ) and
+    /// E[ Q(s, a; θ) ] from before the step.
+    fn update(&mut self, batch: &Batch) -> Result<(f32, f32)> {
+        let y = self.td_targets(batch)?;
+        let q_values = self.q_network.forward(&batch.observations)?.gather(&batch.actions, 1)?; // Q(s, a), [batch, 1]
+        let error = (&y - &q_values)?; // δ
+        let losses = if self.args.clip_error {
+            // The paper clips the error of an update to [−1, 1], which is the gradient of Huber's loss
+            // ℓ(δ) = m (|δ| − ½ m), m = min(|δ|, 1): one surprising step cannot throw the network far. But
+            // it pulls values to the median of their targets instead of the mean: while actions are random
+            // for long, the rare ends of episodes count too little.
+            let magnitude = error.abs()?;
+            let inside = magnitude.minimum(1.0)?.detach(); // ∇ℓ = m ∇|δ|: that of ℓ with m held constant
+            (&inside * (&magnitude - (&inside * 0.5)?)?)?
+        } else {
+            error.sqr()?
+        };
+        // L(θ) = E[ ℓ(y − Q(s, a; θ)) ]
+        let loss = losses.mean_all()?;
+        self.optimizer.backward_step(&loss)?;
+        Ok((loss.to_scalar()?, q_values.mean_all()?.to_scalar()?))
+    }
+
+    /// θ⁻ ← (1 − τ) θ⁻ + τ θ
+    fn update_target(&self) -> Result<()> {
+        Ok(soft_update(&self.target_parameters, &self.parameters, self.args.tau)?)
+    }
+}
+
+/// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps, then `end`.
+fn linear_schedule(start: f64, end: f64, duration: f64, step: usize) -> f64 {
     let progress = (step as f64 / duration.max(1.0)).min(1.0);
     start + (end - start) * progress
 }
@@ -258,92 +307,62 @@ fn train(args: Args) -> Result<()> {
     let num_envs = args.num_envs;
     let mut envs = VecEnv::make(&args.run.env_id, num_envs, args.run.seed)?;
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("dqn")?;
-    let device = args.run.device()?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut dqn = Dqn::new(observation_dim, num_actions, &args)?;
+    let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let sizes = [&[observation_dim], args.hidden_sizes.as_slice(), &[num_actions]].concat();
-    let mut parameters = VarMap::new(args.run.seed);
-    let q_network = QNetwork::new(&sizes, VarBuilder::from_varmap(&parameters, DType::F32, &device))?;
-    // θ⁻ has storage of its own: a clone of the layers would follow θ.
-    let mut target_parameters = VarMap::new(args.run.seed);
-    let target_network =
-        QNetwork::new(&sizes, VarBuilder::from_varmap(&target_parameters, DType::F32, &device))?;
-    copy_parameters(&target_parameters, &parameters)?;
-    let mut optimizer = Adam::new(&parameters, args.learning_rate)?;
-    let mut buffer = ReplayBuffer::new(args.buffer_size, observation_dim);
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
             &mut global_step,
             &mut [
-                ("parameters", &mut parameters),
-                ("target_parameters", &mut target_parameters),
-                ("optimizer", &mut optimizer),
+                ("parameters", &mut dqn.parameters),
+                ("target_parameters", &mut dqn.target_parameters),
+                ("optimizer", &mut dqn.optimizer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("buffer", &mut buffer),
             ],
         )?;
+        if args.anneal_lr {
+            let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
+            dqn.optimizer.learning_rate = remaining * args.learning_rate;
+        }
 
-        // Act: ε-greedy, one step in each environment.
+        // Act ε-greedily, one step in each environment, and store what happened.
         let duration = args.exploration_fraction * run.total_timesteps as f64;
-        let epsilon = epsilon(args.start_e, args.end_e, duration, global_step);
-        let explores: Vec<bool> = (0..num_envs).map(|_| rng.random::<f64>() < epsilon).collect();
-        let mut actions = match explores.iter().all(|&explores| explores) {
-            true => vec![0; num_envs], // nobody asks the network
-            false => q_network.greedy(envs.observations(), num_envs)?,
-        };
-        for (action, _) in actions.iter_mut().zip(&explores).filter(|(_, explores)| **explores) {
-            *action = rng.random_range(0..num_actions as u32);
-        }
-        let observations = envs.observations().to_vec();
+        let epsilon = linear_schedule(args.start_e, args.end_e, duration, global_step);
+        let observations = envs.observations().to_vec(); // [num_envs, observation_dim]
+        let actions = dqn.act(&observations, num_envs, epsilon, &mut rng)?;
         envs.step(&actions)?;
+        buffer.store(&observations, &actions, &envs);
+        run.episodes(global_step + num_envs, envs.episodes())?;
 
-        // Store. The next observation of a finished episode is its last, not the reset one.
-        for (env, &action) in actions.iter().enumerate() {
-            let row = env * observation_dim..(env + 1) * observation_dim;
-            let next_observation = &envs.final_observations()[row.clone()];
-            let (reward, terminated) = (envs.rewards()[env], envs.terminated()[env]);
-            buffer.add(&observations[row], action, reward, next_observation, terminated);
-        }
-        let previous_step = global_step;
-        global_step += num_envs;
-        run.episodes(global_step, envs.episodes())?;
-
-        // Learn: whenever a multiple of the frequency was reached in this step.
-        let reached = |frequency: usize| global_step / frequency > previous_step / frequency;
-        if global_step <= args.learning_starts {
-            continue;
-        }
-        if reached(args.train_frequency) {
-            if args.anneal_lr {
-                let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-                optimizer.learning_rate = remaining.max(0.0) * args.learning_rate;
+        // Learn. Every environment's step counts, one after the other.
+        for _ in 0..num_envs {
+            global_step += 1;
+            if global_step <= args.learning_starts {
+                continue;
             }
-            let batch = buffer.sample(args.batch_size, &mut rng);
-            let next_q_values = target_network.forward(&batch.next_observations, args.batch_size)?;
-            let targets = td_targets(&batch, &next_q_values.flatten_all()?.to_vec1()?, args.gamma as f32);
-            let targets = Tensor::from_vec(targets, args.batch_size, &device)?;
-            let actions = Tensor::from_slice(&batch.actions, (args.batch_size, 1), &device)?;
-            let q_values = q_network.forward(&batch.observations, args.batch_size)?;
-            let q_values = q_values.gather(&actions, 1)?.flatten_all()?; // Q(s, a), [batch]
-            let loss = td_loss(&q_values, &targets, args.clip_error)?;
-            optimizer.backward_step(&loss)?;
-            if reached(100) {
-                run.log(global_step, "losses/td_loss", loss.to_scalar::<f32>()?)?;
-                run.log(global_step, "losses/q_values", q_values.mean_all()?.to_scalar::<f32>()?)?;
-                run.log(global_step, "charts/epsilon", epsilon)?;
+            if global_step.is_multiple_of(args.train_frequency) {
+                let batch = buffer.sample(args.batch_size, &mut rng, &dqn.device)?;
+                let (td_loss, q_values) = dqn.update(&batch)?;
+                if global_step.is_multiple_of(100) {
+                    run.log(global_step, "losses/td_loss", td_loss)?;
+                    run.log(global_step, "losses/q_values", q_values)?;
+                    run.log(global_step, "charts/epsilon", epsilon)?;
+                    run.log(global_step, "charts/learning_rate", dqn.optimizer.learning_rate)?;
+                }
             }
-        }
-        if reached(args.target_network_frequency) {
-            soft_update(&target_parameters, &parameters, args.tau)?;
+            if global_step.is_multiple_of(args.target_network_frequency) {
+                dqn.update_target()?;
+            }
         }
     }
 
-    run.save_or_load_model(&mut parameters)?;
-    run.evaluate(|observations| q_network.greedy(observations, observations.len() / observation_dim))?;
+    run.save_or_load_model(&mut dqn.parameters)?;
+    run.evaluate(|observations| dqn.act_greedily(observations, observations.len() / observation_dim))?;
     Ok(())
 }
 

@@ -30,10 +30,9 @@
 //!
 //! Deviations from the paper, all of them OpenAI's baselines' and CleanRL's (Huang et al. 2022,
 //! "The 37 implementation details of proximal policy optimization"): actor and critic are two
-//! networks, initialised orthogonally; advantages are normalised in each minibatch, gradients
+//! networks, initialised orthogonally; advantages are normalised in each minibatch, gradients are
 //! clipped to a norm; Adam's step size falls to zero, its ε is 1e-5. Our own: the step size begins
-//! at 2.5e-3 (CleanRL: 2.5e-4, for five times as many steps), the surrogate alone is clipped and not
-//! the critic's loss.
+//! at 2.5e-3 (CleanRL: 2.5e-4, over five times as many steps); the critic's loss is not clipped.
 //!
 //! Run `cargo run -p ppo`: 475 or more on CartPole-v1 after 100,000 steps in about a second
 //! (475 is the return at which Gymnasium registers the task as solved).
@@ -51,7 +50,7 @@ use serde::Serialize;
 use std::process::ExitCode;
 
 /// Proximal policy optimisation with clipping, for discrete actions
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("CartPole-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("100000")))]
@@ -89,8 +88,7 @@ struct Args {
     /// How far a probability ratio may move, ε
     #[arg(long, default_value_t = 0.2, value_parser = cli::non_negative)]
     clip_coef: f64,
-    /// Clip the critic's change as well (no gain was found: Andrychowicz et al. 2021,
-    /// arXiv:2006.05990)
+    /// Clip the critic's change as well (Andrychowicz et al. 2021, arXiv:2006.05990, found no gain)
     #[arg(long, default_value_t = false)]
     clip_vloss: bool,
     /// Weight of the entropy bonus, c_e
@@ -127,7 +125,8 @@ impl Network {
         if let Space::Box { shape, high, .. } = space
             && let [height, width, channels] = shape[..]
         {
-            convolution = Some(conv2d_orthogonal(channels, 16, 3, sqrt2, Default::default(), vb.pp("convolution"))?);
+            convolution =
+                Some(conv2d_orthogonal(channels, 16, 3, sqrt2, Default::default(), vb.pp("convolution"))?);
             inputs = (height - 2) * (width - 2) * 16;
             scale = 1.0 / f64::from(high[0]);
         }
@@ -180,14 +179,9 @@ impl Rollout {
     }
 
     /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
-    fn advantages(
-        &self,
-        values: &[f32],
-        next_values: &[f32],
-        num_envs: usize,
-        gamma: f32,
-        gae_lambda: f32,
-    ) -> Vec<f32> {
+    fn advantages(&self, values: &[f32], next_values: &[f32], args: &Args) -> Vec<f32> {
+        let (gamma, gae_lambda) = (args.gamma as f32, args.gae_lambda as f32);
+        let num_envs = args.num_envs;
         let num_steps = self.rewards.len() / num_envs;
         let mut advantages = vec![0.0; self.rewards.len()];
         let mut next_advantages = vec![0.0; num_envs]; // Â_{t+1}
@@ -257,39 +251,26 @@ struct Losses {
 
 /// Actor, critic and how they learn.
 struct Ppo {
-    actor: Network,      // logits of π_θ(·|s), [num_actions]
-    critic: Network,     // V_θ(s), [1]
-    parameters: VarMap,  // θ, of both
-    optimizer: Adam,     // of both
-    shape: Vec<usize>,   // of one observation
-    clip_coef: f64,      // ε
-    ent_coef: f64,       // c_e
-    vf_coef: f64,        // c_v
-    norm_adv: bool,
-    clip_vloss: bool,
+    actor: Network,     // logits of π_θ(·|s), [num_actions]
+    critic: Network,    // V_θ(s), [1]
+    parameters: VarMap, // θ, of both
+    optimizer: Adam,    // of both
+    shape: Vec<usize>,  // of one observation
+    args: Args,
     device: Device,
 }
 
 impl Ppo {
-    fn new(space: &Space, num_actions: usize, hidden_sizes: &[usize], args: &Args, device: &Device) -> Result<Self> {
+    fn new(space: &Space, num_actions: usize, hidden_sizes: &[usize], args: &Args) -> Result<Self> {
+        let device = args.run.device()?;
         let parameters = VarMap::new(args.run.seed);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, device);
-        Ok(Self {
-            actor: Network::new(space, hidden_sizes, num_actions, 0.01, vb.pp("actor"))?,
-            critic: Network::new(space, hidden_sizes, 1, 1.0, vb.pp("critic"))?,
-            // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
-            optimizer: Adam::new(&parameters, args.learning_rate)?
-                .with_eps(1e-5)
-                .with_max_grad_norm(args.max_grad_norm),
-            parameters,
-            shape: space.shape(),
-            clip_coef: args.clip_coef,
-            ent_coef: args.ent_coef,
-            vf_coef: args.vf_coef,
-            norm_adv: args.norm_adv,
-            clip_vloss: args.clip_vloss,
-            device: device.clone(),
-        })
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
+        let actor = Network::new(space, hidden_sizes, num_actions, 0.01, vb.pp("actor"))?;
+        let critic = Network::new(space, hidden_sizes, 1, 1.0, vb.pp("critic"))?;
+        // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
+        let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5);
+        let optimizer = optimizer.with_max_grad_norm(args.max_grad_norm);
+        Ok(Self { actor, critic, parameters, optimizer, shape: space.shape(), args: args.clone(), device })
     }
 
     /// Observations as `[batch, …shape]`.
@@ -317,12 +298,12 @@ impl Ppo {
     }
 
     /// The rollout with its advantages and returns, all steps of all environments in one row.
-    fn batch(&self, rollout: &Rollout, num_envs: usize, gamma: f64, gae_lambda: f64) -> Result<Batch> {
-        let values = self.values(&rollout.observations)?;
-        let next_values = self.values(&rollout.next_observations)?;
-        let advantages =
-            rollout.advantages(&values, &next_values, num_envs, gamma as f32, gae_lambda as f32);
-        let (advantages, values) = (Tensor::new(advantages, &self.device)?, Tensor::new(values, &self.device)?);
+    fn batch(&self, rollout: &Rollout) -> Result<Batch> {
+        let values = self.values(&rollout.observations)?; // V(s_t), [num_steps · num_envs]
+        let next_values = self.values(&rollout.next_observations)?; // V(s_{t+1})
+        let advantages = rollout.advantages(&values, &next_values, &self.args);
+        let (advantages, values) =
+            (Tensor::new(advantages, &self.device)?, Tensor::new(values, &self.device)?);
         Ok(Batch {
             observations: self.tensor(&rollout.observations)?,
             actions: Tensor::new(rollout.actions.as_slice(), &self.device)?,
@@ -336,23 +317,24 @@ impl Ppo {
     /// One step of Adam up L(θ), on a minibatch.
     fn update(&mut self, minibatch: &Batch) -> Result<Losses> {
         let Batch { observations, actions, log_probs, advantages, returns, values } = minibatch;
-        let advantages = if self.norm_adv { normalise(advantages)? } else { advantages.clone() };
+        let clip_coef = self.args.clip_coef; // ε
+        let advantages = if self.args.norm_adv { normalise(advantages)? } else { advantages.clone() };
 
         // ρ(θ) = π_θ(a|s) / π_θ_old(a|s)
         let policy = Categorical::new(&self.actor.forward(observations)?)?;
         let log_ratio = (policy.log_prob(actions)? - log_probs)?; // [batch]
         let ratio = log_ratio.exp()?;
         // E[ min( ρ Â, clip(ρ, 1 − ε, 1 + ε) Â ) ], to be maximised
-        let clipped_ratio = ratio.clamp(1.0 - self.clip_coef, 1.0 + self.clip_coef)?;
+        let clipped_ratio = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)?;
         let surrogate = (&ratio * &advantages)?.minimum(&(clipped_ratio * &advantages)?)?;
         let policy_loss = surrogate.mean_all()?.neg()?;
 
         // E[ ½ (V_θ(s) − R̂)² ]
         let new_values = self.critic.forward(observations)?.squeeze(1)?; // [batch]
         let mut squares = (&new_values - returns)?.sqr()?;
-        if self.clip_vloss {
+        if self.args.clip_vloss {
             // The larger of that and the same of a value moved at most ε from its old one.
-            let moved = (values + (&new_values - values)?.clamp(-self.clip_coef, self.clip_coef)?)?;
+            let moved = (values + (&new_values - values)?.clamp(-clip_coef, clip_coef)?)?;
             squares = squares.maximum(&(moved - returns)?.sqr()?)?;
         }
         let value_loss = (squares.mean_all()? * 0.5)?;
@@ -361,14 +343,13 @@ impl Ppo {
         let entropy = policy.entropy()?.mean_all()?;
 
         // −L(θ)
-        let loss = ((&policy_loss + (&value_loss * self.vf_coef)?)? - (&entropy * self.ent_coef)?)?;
+        let loss = ((&policy_loss + (&value_loss * self.args.vf_coef)?)? - (&entropy * self.args.ent_coef)?)?;
         self.optimizer.backward_step(&loss)?;
 
-        // KL(π_θ_old ‖ π_θ) ≈ E[ (ρ − 1) − ln ρ ], never negative (Schulman 2020, "Approximating KL
-        // divergence").
+        // KL(π_θ_old ‖ π_θ) ≈ E[ (ρ − 1) − ln ρ ] (Schulman 2020, "Approximating KL divergence")
         let log_ratio: Vec<f32> = log_ratio.to_vec1()?;
         let change = log_ratio.iter().map(|l| l.exp_m1()); // ρ − 1
-        let outside = change.clone().filter(|change| f64::from(change.abs()) > self.clip_coef).count();
+        let outside = change.clone().filter(|change| f64::from(change.abs()) > clip_coef).count();
         let n = log_ratio.len() as f32;
         Ok(Losses {
             policy_loss: policy_loss.to_scalar()?,
@@ -396,20 +377,17 @@ fn train(args: Args) -> Result<()> {
     let batch_size = num_envs * num_steps;
     if !batch_size.is_multiple_of(args.num_minibatches) {
         let n = args.num_minibatches;
-        return invalid(format!(
-            "--num-minibatches {n}: must divide --num-envs × --num-steps = {batch_size}"
-        ));
+        return invalid(format!("--num-minibatches {n}: must divide --num-envs × --num-steps, {batch_size}"));
     }
     let minibatch_size = batch_size / args.num_minibatches;
     let mut envs = VecEnv::make(&args.run.env_id, num_envs, args.run.seed)?;
     let (_, num_actions) = envs.spec().box_to_discrete("ppo")?;
     let space = envs.spec().observation_space.clone();
     let hidden_sizes: &[usize] = if space.shape().len() == 3 { &[128] } else { &[64, 64] };
-    let device = args.run.device()?;
+    let mut ppo = Ppo::new(&space, num_actions, hidden_sizes, &args)?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut rng = learner_rng(args.run.seed);
-    let mut ppo = Ppo::new(&space, num_actions, hidden_sizes, &args, &device)?;
     let mut indices: Vec<u32> = (0..batch_size as u32).collect();
 
     let mut global_step = 0;
@@ -441,7 +419,7 @@ fn train(args: Args) -> Result<()> {
         }
 
         // Estimate the advantages, and optimise the surrogate over several epochs of minibatches.
-        let batch = ppo.batch(&rollout, num_envs, args.gamma, args.gae_lambda)?;
+        let batch = ppo.batch(&rollout)?;
         let (mut losses, mut clipfracs) = (Losses::default(), Vec::new());
         'epochs: for _ in 0..args.update_epochs {
             indices.shuffle(&mut rng);

@@ -20,28 +20,28 @@
 //!               ln π(ã|s) = Σ_j [ ln N(u_j; μ_j, σ_j²) − ln(1 − tanh² u_j) − ln c_j ]
 //! ```
 //!
-//! An actor seeks out whatever its critic overrates, hence the smaller of two (Fujimoto et al.
-//! 2018, arXiv:1802.09477). The policy is a Gaussian squashed into the actions' bounds b ± c,
-//! which changes its density by the derivative of the squashing.
+//! An actor seeks out whatever its critic overrates, hence the smaller of two (Fujimoto et al. 2018,
+//! arXiv:1802.09477). Squashing a Gaussian into the actions' bounds b ± c changes its density.
 //!
-//! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in a minute (-157 is what
-//! the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
+//! Deviations from the paper: the critics' loss has no ½ and their step size is CleanRL's 1e-3; ln σ is
+//! bounded by tanh instead of clipping; the first learning_starts actions are uniformly random.
+//!
+//! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in two minutes (-157 is what the
+//! trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, rng};
-use common::nn::{Activation, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
-use common::run::Run;
+use common::envs::{Rng, VecEnv, learner_rng};
+use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
-use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use std::f64::consts::{LN_2, PI};
 use std::process::ExitCode;
 
 /// Soft actor-critic with twin critics and a learned temperature
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("Pendulum-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("20000")))]
@@ -88,7 +88,6 @@ struct Args {
 }
 
 /// Two hidden layers of ReLU units.
-#[derive(Clone)]
 struct Mlp {
     hidden1: Linear, // [inputs] → [hidden_size]
     hidden2: Linear, // [hidden_size] → [hidden_size]
@@ -98,166 +97,274 @@ struct Mlp {
 impl Mlp {
     fn new(inputs: usize, hidden_size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(Activation::Relu),
-            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(Activation::Relu),
+            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?,
+            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?,
             output: linear(hidden_size, outputs, vb.pp("output"))?,
         })
     }
 
     /// `[batch, inputs]` to `[batch, outputs]`.
-    fn forward(&self, inputs: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden2.forward(&self.hidden1.forward(inputs)?)?;
-        Ok(self.output.forward(&hidden)?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.hidden1.forward_relu(x)?;
+        let x = self.hidden2.forward_relu(&x)?;
+        Ok(self.output.forward(&x)?)
     }
 
-    /// The same network with its parameters held constant: it follows their updates and lets
-    /// gradients through to its inputs, but none are computed for the parameters.
-    fn detach(&self) -> Self {
+    /// The same network with its parameters held constant: gradients pass through it to its input.
+    fn held_constant(&self) -> Self {
         let Self { hidden1, hidden2, output } = self;
         Self { hidden1: hidden1.detach(), hidden2: hidden2.detach(), output: output.detach() }
     }
 }
 
-/// The policy π_φ: a Gaussian, squashed by tanh and scaled to the actions' bounds.
-#[derive(Clone)]
+/// The policy π_φ: a Gaussian whose samples are squashed by tanh and scaled to the actions' bounds.
 struct Actor {
-    network: Mlp,   // [observation_dim] → [2 action_dim]: μ, and ln σ before it is bounded
-    middle: Tensor, // b of the actions' bounds b ± c, [1, action_dim]
-    scale: Tensor,  // c, [1, action_dim]
+    network: Mlp,         // [observation_dim] → [2 action_dim]: μ, and ln σ before it is bounded
+    action_bias: Tensor,  // b, the middle of the bounds b ± c, [1, action_dim]
+    action_scale: Tensor, // c, [1, action_dim]
 }
 
 impl Actor {
-    /// μ and ln σ, each `[batch, action_dim]`, from observations `[batch, observation_dim]`.
-    fn distribution(&self, observations: &Tensor) -> Result<(Tensor, Tensor)> {
+    /// μ and ln σ, `[batch, action_dim]` each, from observations `[batch, observation_dim]`.
+    fn forward(&self, observations: &Tensor) -> Result<(Tensor, Tensor)> {
         let outputs = self.network.forward(observations)?.chunk(2, 1)?;
         // ln σ ∈ [-5, 2]: the paper's code clips; tanh keeps a gradient everywhere (CleanRL's
         // `sac_continuous_action.py`, after Yarats's `pytorch_sac`).
         Ok((outputs[0].clone(), outputs[1].tanh()?.affine(3.5, -1.5)?))
     }
 
-    /// Actions b + c tanh u, `[batch, action_dim]`.
+    /// b + c tanh u, `[batch, action_dim]`.
     fn squash(&self, u: &Tensor) -> Result<Tensor> {
-        Ok(u.tanh()?.broadcast_mul(&self.scale)?.broadcast_add(&self.middle)?)
+        Ok(u.tanh()?.broadcast_mul(&self.action_scale)?.broadcast_add(&self.action_bias)?)
     }
 
     /// ã = f_φ(ε; s), `[batch, action_dim]`, and ln π(ã|s), `[batch, 1]`, for observations
-    /// `[batch, observation_dim]` and noise ε `[batch, action_dim]`, both differentiable in φ.
+    /// `[batch, observation_dim]` and noise ε ~ N(0, I) `[batch, action_dim]`.
     fn sample(&self, observations: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
-        let (mean, log_std) = self.distribution(observations)?;
-        let u = (mean + (log_std.exp()? * noise)?)?; // μ + σ ε
-        Ok((self.squash(&u)?, squashed_log_prob(&u, &log_std, noise, &self.scale)?))
+        let (mean, log_std) = self.forward(observations)?;
+        // u = μ + σ ε: the noise is given, so that gradients reach μ and σ (the reparameterisation trick).
+        let u = (mean + (log_std.exp()? * noise)?)?;
+        // ln N(u; μ, σ²) = −½ ε² − ln σ − ½ ln 2π
+        let gaussian = (noise.sqr()?.affine(-0.5, -0.5 * (2.0 * PI).ln())? - log_std)?;
+        // ln(1 − tanh² u) = 2 (ln 2 − |u| − ln(1 + e^(−2|u|))), where 1 − tanh² u itself would round
+        // to 0 once |u| exceeds 9 and its logarithm become −∞.
+        let magnitude = u.abs()?;
+        let tail = ((&magnitude * -2.0)?.exp()? + 1.0)?.log()?;
+        let squashing = (magnitude + tail)?.affine(-2.0, 2.0 * LN_2)?;
+        // ln π(ã|s) = Σ_j [ ln N(u_j; μ_j, σ_j²) − ln(1 − tanh² u_j) − ln c_j ]
+        let log_probs = (gaussian - squashing)?.broadcast_sub(&self.action_scale.log()?)?.sum_keepdim(1)?;
+        Ok((self.squash(&u)?, log_probs))
     }
-
-    /// The actions b + c tanh μ of the policy without its noise, `[batch, action_dim]` flattened.
-    fn greedy(&self, observations: &Tensor) -> Result<Vec<f32>> {
-        Ok(self.squash(&self.distribution(observations)?.0)?.flatten_all()?.to_vec1()?)
-    }
-}
-
-/// ln π of the action b + c tanh u, `[batch, 1]`, where u = μ + σ ε. All `[batch, action_dim]`, but
-/// for `scale`, c, which is `[1, action_dim]`.
-fn squashed_log_prob(u: &Tensor, log_std: &Tensor, noise: &Tensor, scale: &Tensor) -> Result<Tensor> {
-    // ln N(u; μ, σ²) = −½ ε² − ln σ − ½ ln 2π
-    let gaussian = (noise.sqr()?.affine(-0.5, -0.5 * (2.0 * PI).ln())? - log_std)?;
-    // ln(1 − tanh² u) = 2 (ln 2 − |u| − ln(1 + e^(−2|u|))), where 1 − tanh² u itself would round to
-    // 0 once |u| exceeds 9 and its logarithm become −∞.
-    let magnitude = u.abs()?;
-    let tail = ((&magnitude * -2.0)?.exp()? + 1.0)?.log()?;
-    let squashing = (magnitude + tail)?.affine(-2.0, 2.0 * LN_2)?;
-    // ln π = Σ_j [ ln N(u_j; μ_j, σ_j²) − ln(1 − tanh² u_j) − ln c_j ]
-    Ok((gaussian - squashing)?.broadcast_sub(&scale.log()?)?.sum_keepdim(1)?)
-}
-
-/// J(θ) = E[ (Q_θ(s, a) − y)² ], from tensors `[batch, 1]`.
-fn critic_loss(values: &Tensor, td_targets: &Tensor) -> Result<Tensor> {
-    Ok((values - td_targets)?.sqr()?.mean_all()?)
-}
-
-/// y = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') ), from the averaged critics'
-/// values of (s', a') and ln π(a'|s'); all `[batch, 1]`.
-fn td_targets(batch: &Batch, q: &[Tensor; 2], log_probs: &Tensor, alpha: f64, gamma: f64) -> Result<Tensor> {
-    let soft_values = (q[0].minimum(&q[1])? - (log_probs * alpha)?)?;
-    // γ (1 − terminated): nothing lies beyond termination.
-    let discounts = batch.terminated.affine(-gamma, gamma)?;
-    Ok((&batch.rewards + discounts * soft_values)?)
-}
-
-/// J(φ) = E[ α ln π_φ(ã|s) − min_i Q_θi(s, ã) ], from tensors `[batch, 1]`.
-fn actor_loss(log_probs: &Tensor, values: &[Tensor; 2], alpha: f64) -> Result<Tensor> {
-    Ok(((log_probs * alpha)? - values[0].minimum(&values[1])?)?.mean_all()?)
-}
-
-/// J(α) = E[ −α ( ln π(ã|s) + H̄ ) ], from ln α, which may take any value, and ln π(ã|s) `[batch, 1]`.
-fn temperature_loss(log_alpha: &Tensor, log_probs: &Tensor, target_entropy: f64) -> Result<Tensor> {
-    Ok((log_alpha.exp()? * (log_probs.detach().mean_all()? + target_entropy)?)?.neg()?)
 }
 
 /// The last `capacity` transitions, the oldest overwritten first.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Default)]
 struct ReplayBuffer {
     capacity: usize,
-    observation_dim: usize,
-    action_dim: usize,
-    next_row: usize, // where the next transition goes
-    rows: Vec<f32>,  // s, a, s', r, terminated: [len, 2 observation_dim + action_dim + 2]
+    next_row: usize,             // where the next transition goes
+    observations: Vec<f32>,      // s, [len, observation_dim]
+    actions: Vec<f32>,           // a, [len, action_dim]
+    rewards: Vec<f32>,           // r, [len]
+    next_observations: Vec<f32>, // s', an episode's true last one at its end, [len, observation_dim]
+    terminated: Vec<f32>,        // 1 where nothing lies beyond s', 0 elsewhere, truncation included, [len]
 }
 
 /// Transitions drawn from the buffer.
 struct Batch {
     observations: Tensor,      // s, [batch, observation_dim]
-    inputs: Tensor,            // (s, a), [batch, observation_dim + action_dim]
-    next_observations: Tensor, // s', the true one also where an episode ended, [batch, observation_dim]
+    actions: Tensor,           // a, [batch, action_dim]
     rewards: Tensor,           // r, [batch, 1]
+    next_observations: Tensor, // s', [batch, observation_dim]
     terminated: Tensor,        // 1 or 0, [batch, 1]
 }
 
 impl ReplayBuffer {
-    fn width(&self) -> usize {
-        2 * self.observation_dim + self.action_dim + 2
-    }
-
-    /// Stores the step that `envs`, a single environment, has just made from `s` by `a`.
-    fn add(&mut self, s: &[f32], a: &[f32], envs: &VecEnv) {
-        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's,
-        // s' is the true last. It still has a value where a time limit merely cut the episode.
-        let next_s = envs.final_observations();
-        let reward_terminated = [envs.rewards()[0], f32::from(u8::from(envs.terminated()[0]))];
-        let row = [s, a, next_s, &reward_terminated].into_iter().flatten().copied();
-        let start = self.next_row * self.width();
-        let end = (start + self.width()).min(self.rows.len()); // the rows grow until they are full
-        self.rows.splice(start..end, row);
-        self.next_row = (self.next_row + 1) % self.capacity;
+    /// Stores the step that `envs`, a single environment, has just made.
+    fn store(&mut self, observation: &[f32], action: &[f32], envs: &VecEnv) {
+        let row = self.next_row;
+        write_row(&mut self.observations, row, observation);
+        write_row(&mut self.actions, row, action);
+        write_row(&mut self.rewards, row, envs.rewards());
+        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
+        write_row(&mut self.next_observations, row, envs.final_observations());
+        write_row(&mut self.terminated, row, &[f32::from(u8::from(envs.terminated()[0]))]);
+        self.next_row = (row + 1) % self.capacity;
     }
 
     /// `batch_size` transitions, uniformly and with replacement.
     fn sample(&self, batch_size: usize, rng: &mut Rng, device: &Device) -> Result<Batch> {
-        let width = self.width();
-        let mut rows = Vec::with_capacity(batch_size * width);
-        for _ in 0..batch_size {
-            let row = rng.random_range(0..self.rows.len() / width);
-            rows.extend_from_slice(&self.rows[row * width..][..width]);
-        }
-        let rows = Tensor::from_vec(rows, (batch_size, width), device)?;
-        let columns = |start, len| rows.narrow(1, start, len)?.contiguous();
-        let input_dim = self.observation_dim + self.action_dim;
+        let len = self.rewards.len();
+        let rows: Vec<usize> = (0..batch_size).map(|_| rng.random_range(0..len)).collect();
+        let gather = |column: &[f32]| {
+            let width = column.len() / len;
+            let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
+            Tensor::from_vec(values.copied().collect(), (batch_size, width), device)
+        };
         Ok(Batch {
-            observations: columns(0, self.observation_dim)?,
-            inputs: columns(0, input_dim)?,
-            next_observations: columns(input_dim, self.observation_dim)?,
-            rewards: columns(width - 2, 1)?,
-            terminated: columns(width - 1, 1)?,
+            observations: gather(&self.observations)?,
+            actions: gather(&self.actions)?,
+            rewards: gather(&self.rewards)?,
+            next_observations: gather(&self.next_observations)?,
+            terminated: gather(&self.terminated)?,
         })
     }
 }
 
-/// `operation` on 0 and on 1, two critics or two halves, side by side where `--threads` allows.
-fn for_both<T: Send>(operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
-    let (first, second) = common::nn::join(|| operation(0), || operation(1));
-    Ok([first?, second?])
+/// Writes `values` to a row of a column, which grows until it is full.
+fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
+    let start = row * values.len();
+    if start == column.len() {
+        column.extend_from_slice(values);
+    } else {
+        column[start..start + values.len()].copy_from_slice(values);
+    }
 }
 
-#[cfg(test)]
-mod tests;
+/// Actor, twin critics, their averages, the temperature, and how they learn.
+struct Sac {
+    actor: Actor,              // π_φ
+    critics: [Mlp; 2],         // Q_θ1, Q_θ2: [observation_dim + action_dim] → [1]
+    target_critics: [Mlp; 2],  // Q_θ̄1, Q_θ̄2
+    log_alpha: Tensor,         // ln α, which may take any value, []
+    actor_parameters: VarMap,  // φ
+    critic_parameters: VarMap, // θ1, θ2
+    target_parameters: VarMap, // θ̄1, θ̄2
+    temperature: VarMap,       // ln α
+    actor_optimizer: Adam,
+    critic_optimizer: Adam,
+    temperature_optimizer: Adam,
+    target_entropy: f64, // H̄
+    observation_dim: usize,
+    args: Args,
+    device: Device,
+}
+
+impl Sac {
+    fn new(observation_dim: usize, bounds: (&[f32], &[f32]), args: &Args, rng: &mut Rng) -> Result<Self> {
+        let (device, hidden_size) = (args.run.device()?, args.hidden_size);
+        let ((action_bias, action_scale), action_dim) = (bounds, bounds.0.len());
+        let twins = |parameters: &VarMap| -> Result<[Mlp; 2]> {
+            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+            let critic = |name| Mlp::new(observation_dim + action_dim, hidden_size, 1, vb.pp(name));
+            Ok([critic("qf1")?, critic("qf2")?]) // one after the other: twins born equal would stay equal
+        };
+        let actor_parameters = VarMap::new(rng.random());
+        let critic_parameters = VarMap::new(rng.random());
+        let (target_parameters, temperature) = (VarMap::new(0), VarMap::new(0));
+        let vb = VarBuilder::from_varmap(&actor_parameters, DType::F32, &device);
+        let actor = Actor {
+            network: Mlp::new(observation_dim, hidden_size, 2 * action_dim, vb)?,
+            action_bias: Tensor::from_slice(action_bias, (1, action_dim), &device)?,
+            action_scale: Tensor::from_slice(action_scale, (1, action_dim), &device)?,
+        };
+        let vb = VarBuilder::from_varmap(&temperature, DType::F32, &device);
+        let log_alpha = Init::Const(if args.autotune { 0.0 } else { args.alpha.ln() as f32 });
+        let (critics, target_critics) = (twins(&critic_parameters)?, twins(&target_parameters)?);
+        copy_parameters(&target_parameters, &critic_parameters)?;
+        Ok(Self {
+            actor,
+            critics,
+            target_critics,
+            log_alpha: vb.get_with_hints((), "log_alpha", log_alpha)?,
+            actor_optimizer: Adam::new(&actor_parameters, args.policy_lr)?,
+            critic_optimizer: Adam::new(&critic_parameters, args.q_lr)?,
+            temperature_optimizer: Adam::new(&temperature, args.q_lr)?,
+            actor_parameters,
+            critic_parameters,
+            target_parameters,
+            temperature,
+            target_entropy: -(action_dim as f64), // H̄ = −dim(A)
+            observation_dim,
+            args: args.clone(),
+            device,
+        })
+    }
+
+    /// α, what a unit of entropy is worth.
+    fn alpha(&self) -> Result<f64> {
+        Ok(f64::from(self.log_alpha.to_scalar::<f32>()?).exp())
+    }
+
+    /// ε ~ N(0, I), `[rows, action_dim]`.
+    fn noise(&self, rows: usize, rng: &mut Rng) -> Result<Tensor> {
+        let action_dim = self.actor.action_bias.dim(1)?;
+        Ok(Init::Randn { mean: 0.0, stdev: 1.0 }.tensor((rows, action_dim), rng, &self.device)?)
+    }
+
+    /// Observations as `[batch, observation_dim]`.
+    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(observations, ((), self.observation_dim), &self.device)?)
+    }
+
+    /// a ~ π_φ(·|s) for each observation, `[batch, action_dim]`.
+    fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<Vec<f32>> {
+        let observations = self.tensor(observations)?;
+        let noise = self.noise(observations.dim(0)?, rng)?;
+        Ok(self.actor.sample(&observations, &noise)?.0.flatten_all()?.to_vec1()?)
+    }
+
+    /// b + c tanh μ(s), the policy without its noise, for each observation.
+    fn act_greedily(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        let (mean, _) = self.actor.forward(&self.tensor(observations)?)?;
+        Ok(self.actor.squash(&mean)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// y, `[batch, 1]`, from noise `[batch, action_dim]`.
+    fn td_targets(&self, batch: &Batch, noise: &Tensor) -> Result<Tensor> {
+        // Easy to miss: a' comes from the current policy, not from the buffer.
+        let (next_actions, next_log_probs) = self.actor.sample(&batch.next_observations, noise)?;
+        let inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?; // (s', a')
+        // min_i Q_θ̄i(s', a') − α ln π(a'|s')
+        let [q1, q2] = nn::both(|i| self.target_critics[i].forward(&inputs))?;
+        let soft_values = (q1.minimum(&q2)? - (next_log_probs * self.alpha()?)?)?;
+        // y = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') )
+        let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
+        Ok((&batch.rewards + discounts * soft_values)?.detach())
+    }
+
+    /// One step of both critics towards y. The actor and the target critics stay as they are. Returns
+    /// J(θ_i) and E[ Q_θi(s, a) ] of each, from before the step.
+    fn update_critics(&mut self, batch: &Batch, noise: &Tensor) -> Result<[(f32, f32); 2]> {
+        let y = self.td_targets(batch, noise)?;
+        let inputs = Tensor::cat(&[&batch.observations, &batch.actions], 1)?; // (s, a)
+        // J(θ_i) = E[ (Q_θi(s, a) − y)² ]
+        let [(loss1, q1), (loss2, q2)] = nn::both(|i| {
+            let q = self.critics[i].forward(&inputs)?; // [batch, 1]
+            Ok(((&q - &y)?.sqr()?.mean_all()?, q))
+        })?;
+        self.critic_optimizer.backward_step_of_both([&loss1, &loss2])?;
+        let (q1, q2) = (q1.mean_all()?.to_scalar()?, q2.mean_all()?.to_scalar()?);
+        Ok([(loss1.to_scalar()?, q1), (loss2.to_scalar()?, q2)])
+    }
+
+    /// One step of the actor; the critics, through which it learns, stay as they are. Returns J(φ) and
+    /// ln π(ã|s), `[batch, 1]`.
+    fn update_actor(&mut self, batch: &Batch, noise: &Tensor) -> Result<(f32, Tensor)> {
+        let [critic1, critic2] = [&self.critics[0], &self.critics[1]].map(Mlp::held_constant);
+        let alpha = self.alpha()?;
+        // J(φ) = E[ α ln π_φ(ã|s) − min_i Q_θi(s, ã) ]
+        self.actor_optimizer.backward_step_by_rows([&batch.observations, noise], |[observations, noise]| {
+            let (actions, log_probs) = self.actor.sample(&observations, &noise)?;
+            let inputs = Tensor::cat(&[&observations, &actions], 1)?; // (s, ã)
+            let q = critic1.forward(&inputs)?.minimum(&critic2.forward(&inputs)?)?;
+            Ok((((&log_probs * alpha)? - q)?, log_probs))
+        })
+    }
+
+    /// One step of ln α: up while the policy's entropy is below H̄, down while it is above. Returns J(α).
+    fn update_temperature(&mut self, log_probs: &Tensor) -> Result<f32> {
+        // J(α) = E[ −α ( ln π(ã|s) + H̄ ) ], where the policy is held constant
+        let excess = (log_probs.detach().mean_all()? + self.target_entropy)?;
+        let loss = (self.log_alpha.exp()? * excess)?.neg()?;
+        self.temperature_optimizer.backward_step(&loss)?;
+        Ok(loss.to_scalar()?)
+    }
+
+    /// θ̄_i ← (1 − τ) θ̄_i + τ θ_i
+    fn update_targets(&self) -> Result<()> {
+        Ok(soft_update(&self.target_parameters, &self.critic_parameters, self.args.tau)?)
+    }
+}
 
 fn main() -> ExitCode {
     cli::main(train)
@@ -265,63 +372,25 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (observation_dim, action_dim) = envs.spec().box_to_box("sac")?;
-    let (middle, scale) = envs.spec().action_range("sac")?;
-    let device = args.run.device()?;
+    let (observation_dim, _) = envs.spec().box_to_box("sac")?;
+    let (action_bias, action_scale) = envs.spec().action_range("sac")?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut sac = Sac::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
+    let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let mut actor_parameters = VarMap::new(rng.random());
-    let vb = VarBuilder::from_varmap(&actor_parameters, DType::F32, &device);
-    let actor = Actor {
-        network: Mlp::new(observation_dim, args.hidden_size, 2 * action_dim, vb)?,
-        middle: Tensor::from_slice(&middle, (1, action_dim), &device)?,
-        scale: Tensor::from_slice(&scale, (1, action_dim), &device)?,
-    };
-    let acting = Actor { network: actor.network.detach(), ..actor.clone() }; // keeps no graph
-    let mut actor_optimizer = Adam::new(&actor_parameters, args.policy_lr)?;
-    let twins = |parameters: &VarMap| -> Result<[Mlp; 2]> {
-        let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
-        let critic = |name| Mlp::new(observation_dim + action_dim, args.hidden_size, 1, vb.pp(name));
-        Ok([critic("qf1")?, critic("qf2")?]) // of one generator: twins born equal would stay equal
-    };
-    let mut critic_parameters = VarMap::new(rng.random());
-    let mut target_parameters = VarMap::new(0);
-    let critics = twins(&critic_parameters)?;
-    let targets = twins(&target_parameters)?.map(|target| target.detach());
-    copy_parameters(&target_parameters, &critic_parameters)?;
-    let mut critic_optimizer = Adam::new(&critic_parameters, args.q_lr)?;
-    let mut temperature = VarMap::new(0);
-    let vb = VarBuilder::from_varmap(&temperature, DType::F32, &device);
-    let log_alpha = vb.get_with_hints((), "log_alpha", Init::Const(0.0))?;
-    let mut temperature_optimizer = Adam::new(&temperature, args.q_lr)?;
-    let target_entropy = -(action_dim as f64); // H̄
-    let mut alpha = if args.autotune { 1.0 } else { args.alpha };
-
-    let capacity = args.buffer_size;
-    let mut buffer = ReplayBuffer { capacity, observation_dim, action_dim, next_row: 0, rows: Vec::new() };
-    let tensor = |observations: &[f32]| {
-        Tensor::from_slice(observations, (observations.len() / observation_dim, observation_dim), &device)
-    };
-    let noise = |rows: usize, rng: &mut Rng| {
-        let noise: Vec<f32> = StandardNormal.sample_iter(rng).take(rows * action_dim).collect(); // ε
-        Tensor::from_vec(noise, (rows, action_dim), &device)
-    };
-    // The middle of an odd batch is in both halves.
-    let half = |all: &Tensor, i| all.narrow(0, i * (args.batch_size / 2), args.batch_size.div_ceil(2));
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.checkpoint(
             &mut global_step,
             &mut [
-                ("actor", &mut actor_parameters),
-                ("actor_optimizer", &mut actor_optimizer),
-                ("critics", &mut critic_parameters),
-                ("critic_optimizer", &mut critic_optimizer),
-                ("targets", &mut target_parameters),
-                ("temperature", &mut temperature),
-                ("temperature_optimizer", &mut temperature_optimizer),
-                ("alpha", &mut alpha),
+                ("actor", &mut sac.actor_parameters),
+                ("actor_optimizer", &mut sac.actor_optimizer),
+                ("critics", &mut sac.critic_parameters),
+                ("critic_optimizer", &mut sac.critic_optimizer),
+                ("targets", &mut sac.target_parameters),
+                ("temperature", &mut sac.temperature),
+                ("temperature_optimizer", &mut sac.temperature_optimizer),
                 ("buffer", &mut buffer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
@@ -329,72 +398,54 @@ fn train(args: Args) -> Result<()> {
         )?;
 
         // Act: at random until there is something to learn from, then as the policy does.
-        let observation = envs.observations().to_vec();
+        let observation = envs.observations().to_vec(); // [observation_dim]
         let action: Vec<f32> = if global_step < args.learning_starts {
-            middle.iter().zip(&scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
+            action_bias.iter().zip(&action_scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
         } else {
-            acting.sample(&tensor(&observation)?, &noise(1, &mut rng)?)?.0.flatten_all()?.to_vec1()?
+            sac.act(&observation, &mut rng)?
         };
         envs.step(&action)?;
+        buffer.store(&observation, &action, &envs);
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
-        buffer.add(&observation, &action, &envs);
         if global_step <= args.learning_starts {
             continue;
         }
+
+        // Learn. With policy_frequency k the actor waits for k critic updates, then makes k at once.
         let update = global_step - args.learning_starts;
-
-        // Update the critics, towards targets that carry no gradient.
-        let batch = buffer.sample(args.batch_size, &mut rng, &device)?;
-        let (next_actions, next_log_probs) =
-            acting.sample(&batch.next_observations, &noise(args.batch_size, &mut rng)?)?;
-        let next_inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?;
-        let next_values = for_both(|i| targets[i].forward(&next_inputs))?;
-        let td_targets = td_targets(&batch, &next_values, &next_log_probs, alpha, args.gamma)?;
-        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] = for_both(|i| {
-            let values = critics[i].forward(&batch.inputs)?;
-            let loss = critic_loss(&values, &td_targets)?;
-            Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
-        })?;
-        gradients.extend(gradients2)?;
-        critic_optimizer.step(&gradients)?;
-
-        // Update the actor through the critics, in two halves, and the temperature by the entropy found.
-        let rounds = if update.is_multiple_of(args.policy_frequency) { args.policy_frequency } else { 0 };
-        for _ in 0..rounds {
-            let noise = noise(args.batch_size, &mut rng)?;
-            let [(mut gradients, loss, log_probs), (gradients2, loss2, log_probs2)] = for_both(|i| {
-                let observations = half(&batch.observations, i)?;
-                let (actions, log_probs) = actor.sample(&observations, &half(&noise, i)?)?;
-                let inputs = Tensor::cat(&[&observations, &actions], 1)?;
-                let values = [critics[0].detach().forward(&inputs)?, critics[1].detach().forward(&inputs)?];
-                let loss = (actor_loss(&log_probs, &values, alpha)? * 0.5)?;
-                Ok((loss.backward()?, loss.to_scalar::<f32>()?, log_probs.detach()))
-            })?;
-            gradients.extend(gradients2)?; // adds them up
-            actor_optimizer.step(&gradients)?;
-            if (update / args.policy_frequency).is_multiple_of(100) {
-                run.log(global_step, "losses/actor_loss", loss + loss2)?;
-            }
-            if args.autotune {
-                let log_probs = Tensor::cat(&[log_probs, log_probs2], 0)?;
-                let loss = temperature_loss(&log_alpha, &log_probs, target_entropy)?;
-                temperature_optimizer.backward_step(&loss)?;
-                alpha = f64::from(log_alpha.to_scalar::<f32>()?).exp();
+        let batch = buffer.sample(args.batch_size, &mut rng, &sac.device)?;
+        let [(qf1_loss, qf1_values), (qf2_loss, qf2_values)] =
+            sac.update_critics(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
+        if update.is_multiple_of(args.policy_frequency) {
+            for _ in 0..args.policy_frequency {
+                let (actor_loss, log_probs) =
+                    sac.update_actor(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
+                if args.autotune {
+                    sac.update_temperature(&log_probs)?;
+                }
+                if (update / args.policy_frequency).is_multiple_of(100) {
+                    run.log(global_step, "losses/actor_loss", actor_loss)?;
+                }
             }
         }
         if update.is_multiple_of(args.target_network_frequency) {
-            soft_update(&target_parameters, &critic_parameters, args.tau)?;
+            sac.update_targets()?;
         }
         if update.is_multiple_of(100) {
             run.log(global_step, "losses/qf1_values", qf1_values)?;
             run.log(global_step, "losses/qf2_values", qf2_values)?;
+            run.log(global_step, "losses/qf1_loss", qf1_loss)?;
+            run.log(global_step, "losses/qf2_loss", qf2_loss)?;
             run.log(global_step, "losses/qf_loss", (qf1_loss + qf2_loss) / 2.0)?;
-            run.log(global_step, "losses/alpha", alpha)?;
+            run.log(global_step, "losses/alpha", sac.alpha()?)?;
         }
     }
 
-    run.save_or_load_model(&mut actor_parameters)?;
-    run.evaluate(|observations| acting.greedy(&tensor(observations)?))?;
+    run.save_or_load_model(&mut sac.actor_parameters)?;
+    run.evaluate(|observations| sac.act_greedily(observations))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

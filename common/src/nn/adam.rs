@@ -6,7 +6,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use envs::persist::Persist;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use std::sync::{Mutex, PoisonError};
 
 /// Adam (Kingma & Ba 2014, arXiv:1412.6980), with PyTorch's defaults:
 ///
@@ -35,7 +35,7 @@ pub struct Adam {
 
 /// m and v of one parameter.
 enum Moments {
-    Host(RefCell<(Vec<f32>, Vec<f32>)>),
+    Host(Mutex<(Vec<f32>, Vec<f32>)>),
     Device(Tensor, Tensor),
 }
 
@@ -52,7 +52,7 @@ impl Adam {
             .map(|var| {
                 let zeros = || vec![0.0; var.elem_count()];
                 Ok(match var.device().is_cpu() && var.is_contiguous() {
-                    true => Moments::Host(RefCell::new((zeros(), zeros()))),
+                    true => Moments::Host(Mutex::new((zeros(), zeros()))),
                     false => Moments::Device(var.zeros_like()?, var.zeros_like()?),
                 })
             })
@@ -176,7 +176,7 @@ impl Adam {
             .iter()
             .map(|moments| {
                 Ok(match moments {
-                    Moments::Host(pair) => pair.borrow().clone(),
+                    Moments::Host(pair) => pair.lock().unwrap_or_else(PoisonError::into_inner).clone(),
                     Moments::Device(m, v) => (m.flatten_all()?.to_vec1()?, v.flatten_all()?.to_vec1()?),
                 })
             })
@@ -185,7 +185,7 @@ impl Adam {
 }
 
 struct AdamStep<'a> {
-    moments: &'a RefCell<(Vec<f32>, Vec<f32>)>,
+    moments: &'a Mutex<(Vec<f32>, Vec<f32>)>,
     learning_rate: f32, // α / (1 − β₁ᵗ)
     beta1: f32,
     beta2: f32,
@@ -212,7 +212,7 @@ impl InplaceOp2 for AdamStep<'_> {
         let (start, end) = (p_layout.start_offset(), p_layout.start_offset() + p_layout.shape().elem_count());
         let p = &mut p[start..end];
         let g = super::dense::slice(g, g_layout)?;
-        let (m, v) = &mut *self.moments.borrow_mut();
+        let (m, v) = &mut *self.moments.lock().unwrap_or_else(PoisonError::into_inner);
         let Self { learning_rate, beta1, beta2, rest1, rest2, eps, correction2, scale, .. } = *self;
         simd::vectorize(
             #[inline(always)]
@@ -298,7 +298,7 @@ impl Persist for Adam {
             let len = var.elem_count();
             anyhow::ensure!(m.len() == len && v.len() == len, "optimiser of other parameters");
             *slot = match slot {
-                Moments::Host(_) => Moments::Host(RefCell::new((m, v))),
+                Moments::Host(_) => Moments::Host(Mutex::new((m, v))),
                 Moments::Device(..) => Moments::Device(
                     Tensor::from_vec(m, var.shape(), var.device())?,
                     Tensor::from_vec(v, var.shape(), var.device())?,
