@@ -3,7 +3,7 @@
 use super::process::Process;
 use super::{Run, Tools};
 use anyhow::Context;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Module, Tensor};
 use candle_nn::Optimizer;
 use common::nn;
 use envs::{Result, Rng, rng};
