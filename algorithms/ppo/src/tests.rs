@@ -1,163 +1,235 @@
-//! The formulas against naive versions, and the signs of the losses.
+//! PPO's update against PyTorch's, its rollout against what happened, and a run against its pin.
 
 use super::*;
 use approx::assert_abs_diff_eq;
+use regression::{Layers, Recording, SCRIPT, View, first_gradients, scripted};
 
-const GAMMA: f32 = 0.9;
-const LAMBDA: f32 = 0.8;
-
-/// Two environments, five steps: environment 0 terminates at step 2, environment 1 is truncated
-/// at step 3.
-fn rollout() -> Rollout {
-    let mut rng = rng(5, 0);
-    let mut random = |len| (0..len).map(|_| rng.random::<f32>()).collect::<Vec<_>>();
-    let (rewards, values) = (random(10), random(12));
-    let mut rollout = Rollout { rewards, values, final_values: vec![None; 10], ..Rollout::default() };
-    rollout.final_values[4] = Some(0.0); // step 2 of environment 0
-    rollout.final_values[7] = Some(0.7); // step 3 of environment 1
-    rollout
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    let argv = ["ppo"].iter().chain(flags).map(Into::into);
+    cli::parse_from(argv).unwrap()
 }
 
-/// V(s_{t+1}): row t + 1 of the values, or that of the state the episode ended in.
-fn next_value(rollout: &Rollout, t: usize) -> f32 {
-    rollout.final_values[t].unwrap_or(rollout.values[t + 2])
+/// Networks for observations of four numbers and two actions.
+fn ppo(flags: &[&str]) -> Ppo {
+    Ppo::new(&Space::uniform(4, -1.0, 1.0), 2, &[64, 64], &args(flags)).unwrap()
+}
+
+const LAYERS: Layers = &[
+    ("actor.hidden0", &["actor/0"]),
+    ("actor.hidden1", &["actor/1"]),
+    ("actor.output", &["actor/2"]),
+    ("critic.hidden0", &["critic/0"]),
+    ("critic.hidden1", &["critic/1"]),
+    ("critic.output", &["critic/2"]),
+];
+
+/// Two minibatches after the advantages of a rollout with terminations and truncations.
+fn recorded_update(name: &str, clip_vloss: bool) {
+    let mut recording = Recording::open(name);
+    let number = |name: &str| recording.number(name).to_string();
+    assert_eq!(recording.flag("clip_value_loss"), clip_vloss);
+    let mut ppo = ppo(&[
+        "--num-envs=4",
+        &format!("--gamma={}", number("gamma")),
+        &format!("--gae-lambda={}", number("lambda")),
+        &format!("--clip-coef={}", number("clip")),
+        &format!("--vf-coef={}", number("value_coefficient")),
+        &format!("--ent-coef={}", number("entropy_coefficient")),
+        &format!("--max-grad-norm={}", number("gradient_clip")),
+        &format!("--learning-rate={}", number("learning_rate")),
+        &format!("--clip-vloss={clip_vloss}"),
+    ]);
+    assert_eq!(ppo.optimizer.eps, recording.number("adam_epsilon"));
+    recording.set(&ppo.parameters, LAYERS);
+
+    let rollout = Rollout {
+        observations: recording.floats("batch/observations"),
+        actions: recording.integers("batch/actions"),
+        log_probs: recording.floats("batch/log_probabilities"),
+        rewards: recording.floats("batch/rewards"),
+        next_observations: recording.floats("batch/next_observations"),
+        terminated: recording.flags("batch/terminated"),
+        truncated: recording.flags("batch/truncated"),
+    };
+    let values = recording.floats("batch/values");
+    let advantages = rollout.advantages(&values, &recording.floats("batch/next_values"), &ppo.args);
+    recording.close("expected/advantages", &advantages);
+    // The recorded values are not those of the recorded networks: put them into the batch.
+    let mut batch = ppo.batch(&rollout).unwrap();
+    batch.advantages = Tensor::from_vec(advantages, 48, &Device::Cpu).unwrap();
+    batch.values = Tensor::from_vec(values, 48, &Device::Cpu).unwrap();
+    batch.returns = (&batch.advantages + &batch.values).unwrap();
+    recording.close("expected/returns", &batch.returns);
+
+    let indices = recording.integers("batch/minibatch_indices");
+    let minibatches = [0, 24].map(|start| batch.select(&indices[start..start + 24]).unwrap());
+    recording.close("expected/normalised_advantages", &normalise(&minibatches[0].advantages).unwrap());
+    for (i, minibatch) in minibatches.iter().enumerate() {
+        let losses = ppo.update(minibatch).unwrap();
+        let folder = ["expected/loss", "expected/loss_second"][i];
+        recording.close(&format!("{folder}/policy"), losses.policy_loss);
+        recording.close(&format!("{folder}/value"), losses.value_loss);
+        recording.close(&format!("{folder}/entropy"), losses.entropy);
+        recording.close(&format!("{folder}/approximate_kl"), losses.approx_kl);
+        recording.close(&format!("{folder}/clip_fraction"), losses.clipfrac);
+        let step = ppo.optimizer.learning_rate;
+        if i == 0 {
+            // Recorded before they are clipped to the norm.
+            let norm = f64::from(recording.floats("expected/gradient_norm")[0]);
+            let scale = (norm / norm.min(recording.number("gradient_clip"))) as f32;
+            let mut gradients = first_gradients(&ppo.optimizer);
+            gradients.iter_mut().flatten().for_each(|gradient| *gradient *= scale);
+            recording.gradients("expected/gradients", &ppo.parameters, LAYERS, gradients);
+            recording.parameters("expected/parameters_after_first", &ppo.parameters, LAYERS, step);
+        } else {
+            recording.parameters_within("expected/parameters", &ppo.parameters, LAYERS, step, 4e-3);
+        }
+    }
+    recording.finish();
 }
 
 #[test]
-fn advantages_are_discounted_sums_of_td_errors() {
-    let rollout = rollout();
-    let advantages = rollout.advantages(2, GAMMA, LAMBDA);
-    for env in 0..2 {
-        for step in 0..5 {
-            // Â_t = Σ_k (γλ)^k δ_{t+k}, up to the end of the episode
-            let (mut sum, mut weight) = (0.0, 1.0);
-            for t in (step..5).map(|s| s * 2 + env) {
-                sum += weight * (rollout.rewards[t] + GAMMA * next_value(&rollout, t) - rollout.values[t]);
-                weight *= GAMMA * LAMBDA;
-                if rollout.final_values[t].is_some() {
-                    break;
-                }
-            }
-            assert_abs_diff_eq!(advantages[step * 2 + env], sum, epsilon = 1e-6);
-        }
+fn recorded_update_of_two_minibatches() {
+    recorded_update("ppo", false);
+}
+
+#[test]
+fn recorded_update_with_a_clipped_value_loss() {
+    recorded_update("ppo__clip_vloss", true);
+}
+
+#[test]
+fn the_rollout_holds_what_happened() {
+    let (mut envs, log) = scripted(3, View::Vector, Space::Discrete { n: 2 }, SCRIPT);
+    let space = envs.spec().observation_space.clone();
+    let ppo = Ppo::new(&space, 2, &[8], &args(&["--num-envs=3"])).unwrap();
+    let (mut rollout, mut rng) = (Rollout::default(), learner_rng(1));
+    for _ in 0..20 {
+        let observations = envs.observations().to_vec();
+        let (actions, log_probs) = ppo.act(&observations, &mut rng).unwrap();
+        envs.step(&actions).unwrap();
+        rollout.store(&observations, &actions, &log_probs, &envs);
     }
+    let happened = log.transitions();
+    assert_eq!(rollout.rewards.len(), happened.len());
+    assert!(happened.iter().any(|t| t.terminated && !t.truncated));
+    assert!(happened.iter().any(|t| !t.terminated && t.truncated));
+    assert!(happened.iter().any(|t| t.terminated && t.truncated));
+    for (i, t) in happened.iter().enumerate() {
+        assert_eq!(rollout.observations[3 * i..3 * (i + 1)], t.observation, "{t:?}");
+        assert_eq!(rollout.actions[i] as f32, t.action[0], "{t:?}");
+        assert_eq!(rollout.rewards[i], t.reward, "{t:?}");
+        assert_eq!(rollout.next_observations[3 * i..3 * (i + 1)], t.next_observation, "{t:?}");
+        assert_eq!((rollout.terminated[i], rollout.truncated[i]), (t.terminated, t.truncated), "{t:?}");
+        // ln π of the action that was taken, by the policy that took it
+        let policy = Categorical::new(&ppo.actor.forward(&ppo.tensor(&t.observation).unwrap()).unwrap());
+        let action = Tensor::new(&[t.action[0] as u32], &Device::Cpu).unwrap();
+        let log_prob = policy.unwrap().log_prob(&action).unwrap().to_vec1::<f32>().unwrap()[0];
+        assert_abs_diff_eq!(rollout.log_probs[i], log_prob, epsilon = 1e-5);
+    }
+    // What is learned from is the same, with the critic's own values.
+    let batch = ppo.batch(&rollout).unwrap();
+    let values = ppo.values(&rollout.observations).unwrap();
+    let next_values = ppo.values(&rollout.next_observations).unwrap();
+    assert_eq!(batch.values.to_vec1::<f32>().unwrap(), values);
+    let advantages = rollout.advantages(&values, &next_values, &ppo.args);
+    assert_eq!(batch.advantages.to_vec1::<f32>().unwrap(), advantages);
+    let returns: Vec<f32> = advantages.iter().zip(&values).map(|(a, v)| a + v).collect();
+    assert_eq!(batch.returns.to_vec1::<f32>().unwrap(), returns);
+    assert_eq!(batch.actions.to_vec1::<u32>().unwrap(), rollout.actions);
+    assert_eq!(batch.log_probs.to_vec1::<f32>().unwrap(), rollout.log_probs);
 }
 
 #[test]
 fn advantages_with_lambda_1_are_returns_minus_values() {
-    let rollout = rollout();
-    let advantages = rollout.advantages(2, GAMMA, 1.0);
-    // Environment 1 from step 1: r + γ r + γ² (r + γ V(last state)) − V
-    let (r, v) = (&rollout.rewards, &rollout.values);
-    let truncated = r[3] + GAMMA * (r[5] + GAMMA * (r[7] + GAMMA * 0.7));
-    assert_abs_diff_eq!(advantages[3], truncated - v[3], epsilon = 1e-5);
-    // Environment 0 at step 2 terminates: its reward is all there is.
-    assert_abs_diff_eq!(advantages[4], r[4] - v[4], epsilon = 1e-6);
-    // At its last step the rollout is cut off, and bootstraps from the states after it.
-    assert_abs_diff_eq!(advantages[8], r[8] + GAMMA * v[10] - v[8], epsilon = 1e-6);
-}
-
-fn tensor(values: &[f32]) -> Tensor {
-    Tensor::new(values, &Device::Cpu).unwrap()
-}
-
-#[test]
-fn the_surrogate_is_the_pessimistic_bound() {
-    for (ratio, advantage, expected) in [
-        (1.1, 2.0, 2.2),   // inside the range
-        (1.5, 2.0, 2.4),   // clipped at 1.2: no more to gain
-        (0.5, 2.0, 1.0),   // the bad direction is not clipped
-        (0.5, -2.0, -1.6), // clipped at 0.8
-        (1.5, -2.0, -3.0), // the bad direction is not clipped
-    ] {
-        let loss = policy_loss(&tensor(&[f32::ln(ratio)]), &tensor(&[advantage]), 0.2).unwrap();
-        assert_abs_diff_eq!(loss.to_scalar::<f32>().unwrap(), -expected, epsilon = 1e-5);
-    }
-}
-
-#[test]
-fn a_step_makes_good_actions_likelier_and_bad_ones_rarer() {
-    for advantage in [1.0, -1.0] {
-        let parameters = VarMap::new(1);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-        let actor = Network::new(&Space::uniform(3, -1.0, 1.0), 2, 0.01, vb).unwrap();
-        let observation = [0.1, -0.2, 0.3];
-        let actions = Tensor::new(&[1_u32], &Device::Cpu).unwrap();
-        let log_prob =
-            || Categorical::new(&actor.forward(&observation).unwrap()).unwrap().log_prob(&actions).unwrap();
-        let before = log_prob().detach();
-        let loss = policy_loss(&(log_prob() - &before).unwrap(), &tensor(&[advantage]), 0.2).unwrap();
-        Adam::new(&parameters, 1e-3).unwrap().backward_step(&loss).unwrap();
-        let change = (log_prob() - before).unwrap().to_vec1::<f32>().unwrap()[0];
-        assert!(change * advantage > 0.0, "advantage {advantage}: ln π changed by {change}");
-    }
-}
-
-#[test]
-fn the_clipped_value_loss_is_the_larger_one() {
-    let loss = |value: f32, clip| {
-        value_loss(&tensor(&[value]), &tensor(&[1.0]), &tensor(&[0.0]), clip)
-            .unwrap()
-            .to_scalar::<f32>()
-            .unwrap()
+    // One environment: a truncation after two steps, a termination after one more, one step of a third.
+    let rollout = Rollout {
+        rewards: vec![1.0, 2.0, 4.0, 8.0],
+        terminated: vec![false, false, true, false],
+        truncated: vec![false, true, false, false],
+        ..Rollout::default()
     };
-    assert_abs_diff_eq!(loss(0.9, None), 0.005, epsilon = 1e-6);
-    // Moved from 0 to 0.9, of which 0.2 count: ½ (0.2 − 1)²
-    assert_abs_diff_eq!(loss(0.9, Some(0.2)), 0.32, epsilon = 1e-6);
-    assert_abs_diff_eq!(loss(-0.5, Some(0.2)), 1.125, epsilon = 1e-6);
-}
-
-#[test]
-fn sampled_actions_follow_the_softmax() {
-    let logits: Vec<f32> = [0.5, -1.0, 2.0].repeat(20_000);
-    let (actions, log_probs) = sample(&logits, 3, &mut rng(1, 0));
-    let total: f32 = [0.5_f32, -1.0, 2.0].iter().map(|z| z.exp()).sum();
-    for (action, logit) in [0.5_f32, -1.0, 2.0].iter().enumerate() {
-        let probability = logit.exp() / total;
-        let count = actions.iter().filter(|&&a| a as usize == action).count();
-        assert_abs_diff_eq!(count as f32 / 20_000.0, probability, epsilon = 0.015); // four standard errors
-        let i = actions.iter().position(|&a| a as usize == action).unwrap();
-        assert_abs_diff_eq!(log_probs[i], probability.ln(), epsilon = 1e-5);
+    let (values, next_values) = ([0.1, 0.2, 0.3, 0.4], [0.2, 10.0, 20.0, 30.0]);
+    let args = args(&["--num-envs=1", "--gamma=0.5", "--gae-lambda=1"]);
+    let advantages = rollout.advantages(&values, &next_values, &args);
+    let expected =
+        [1.0 + 0.5 * (2.0 + 0.5 * 10.0) - 0.1, 2.0 + 0.5 * 10.0 - 0.2, 4.0 - 0.3, 8.0 + 0.5 * 30.0 - 0.4];
+    for (advantage, expected) in advantages.iter().zip(expected) {
+        assert_abs_diff_eq!(*advantage, expected, epsilon = 1e-5);
     }
 }
 
 #[test]
-fn normalised_values_have_mean_0_and_deviation_1() {
-    let mut values = [1.0, 2.0, 3.0, 10.0];
-    normalise(&mut values);
-    let mean = values.iter().sum::<f32>() / 4.0;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 3.0;
-    assert_abs_diff_eq!(mean, 0.0, epsilon = 1e-6);
-    assert_abs_diff_eq!(variance, 1.0, epsilon = 1e-5);
+fn normalised_advantages_have_mean_0_and_deviation_1() {
+    let x = Tensor::new(&[1.0_f32, 2.0, 3.0, 10.0], &Device::Cpu).unwrap();
+    let x = normalise(&x).unwrap().to_vec1::<f32>().unwrap();
+    assert_abs_diff_eq!(x.iter().sum::<f32>(), 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(x.iter().map(|x| x * x).sum::<f32>() / 3.0, 1.0, epsilon = 1e-5);
+    let one = Tensor::new(&[3.0_f32], &Device::Cpu).unwrap();
+    assert_eq!(normalise(&one).unwrap().to_vec1::<f32>().unwrap(), [3.0]);
 }
 
 #[test]
-fn values_are_bootstrapped_from_the_true_last_state_of_a_truncated_episode_only() {
-    let parameters = VarMap::new(2);
-    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-    let mut envs = VecEnv::make("CartPole-v1", 2, 1).unwrap();
-    let critic = Network::new(&envs.spec().observation_space, 1, 1.0, vb).unwrap();
-    // Environment 0 falls over, environment 1 reaches the time limit.
-    let mut snapshot = envs.snapshot().unwrap();
-    snapshot.set_state(0, &[2.39, 5.0, 0.0, 0.0, 10.0]);
-    snapshot.set_state(1, &[0.0, 0.0, 0.0, 0.0, 499.0]);
-    envs.restore(&snapshot).unwrap();
-    envs.step(&[0, 0]).unwrap();
-    assert_eq!((envs.terminated(), envs.truncated()), (&[true, false][..], &[false, true][..]));
-    let values = final_values(&critic, &envs).unwrap();
-    assert_eq!(values[0], Some(0.0));
-    assert_eq!(values[1], Some(critic.apply(&envs.final_observations()[4..]).unwrap()[0]));
-    assert_ne!(values[1], Some(critic.apply(envs.observations()).unwrap()[1])); // of the new episodes
-    envs.step(&[0, 0]).unwrap();
-    assert_eq!(final_values(&critic, &envs).unwrap(), [None, None]);
+fn explained_variance_does_not_count_a_constant_error() {
+    let column = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+    let of = |values: &[f32]| {
+        let x = column(&[0.0; 4]);
+        let batch = Batch {
+            observations: x.clone(),
+            actions: x.clone(),
+            log_probs: x.clone(),
+            advantages: x,
+            returns: column(&[1.0, 2.0, 3.0, 4.0]),
+            values: column(values),
+        };
+        explained_variance(&batch).unwrap()
+    };
+    assert_abs_diff_eq!(of(&[6.0, 7.0, 8.0, 9.0]), 1.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(of(&[5.0; 4]), 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(of(&[1.0, 2.0, 3.0, 2.0]), 1.0 - 0.75 / 1.25, epsilon = 1e-6);
 }
 
 #[test]
-fn an_image_goes_through_a_convolution() {
+fn an_image_is_scaled_and_goes_through_a_convolution() {
     let parameters = VarMap::new(2);
     let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-    let space = Space::Box { shape: vec![10, 10, 4], low: vec![0.0; 400], high: vec![1.0; 400] };
-    let network = Network::new(&space, 3, 1.0, vb).unwrap();
-    assert_eq!(network.forward(&vec![1.0; 800]).unwrap().dims(), [2, 3]);
+    let space = |high| Space::Box { shape: vec![10, 10, 4], low: vec![0.0; 400], high: vec![high; 400] };
+    let image = Tensor::full(0.5_f32, (2, 10, 10, 4), &Device::Cpu).unwrap();
+    let network = Network::new(&space(1.0), &[128], 3, 1.0, vb.clone()).unwrap();
+    let outputs = network.forward(&image).unwrap().to_vec2::<f32>().unwrap();
+    assert_eq!((outputs.len(), outputs[0].len()), (2, 3));
     assert!(parameters.named_vars().iter().any(|(name, _)| name == "convolution.weight"));
+    // The same picture in bytes, seen by the same network.
+    let network = Network::new(&space(255.0), &[128], 3, 1.0, vb).unwrap();
+    let of_bytes = network.forward(&(image * 255.0).unwrap()).unwrap().to_vec2::<f32>().unwrap();
+    for (of_bytes, output) in of_bytes[0].iter().zip(&outputs[0]) {
+        assert_abs_diff_eq!(of_bytes, output, epsilon = 1e-5);
+    }
+}
+
+/// Everything that the defaults do, over four updates, with a step size that falls.
+#[test]
+fn pinned_run() {
+    let flags = ["--total-timesteps=1024", "--num-steps=64", "--eval-episodes=3", "--gae-lambda=0.9"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
+}
+
+/// What the defaults leave out: an early end of the epochs, raw advantages, a clipped critic, a step
+/// size that stays.
+#[test]
+fn pinned_run_of_the_other_flags() {
+    let flags = [
+        "--total-timesteps=768",
+        "--num-envs=3",
+        "--num-steps=32",
+        "--num-minibatches=2",
+        "--target-kl=0.002",
+        "--norm-adv=false",
+        "--clip-vloss",
+        "--anneal-lr=false",
+        "--eval-episodes=2",
+        "--env-id=Acrobot-v1",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }
