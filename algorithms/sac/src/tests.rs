@@ -1,9 +1,23 @@
-//! The formulas of SAC against numerical integration, finite differences and plain loops.
+//! SAC's update against PyTorch's, its policy's density against integrals, its buffer against what
+//! happened, and a run against its pin.
 
 use super::*;
+use approx::assert_abs_diff_eq;
 use candle_core::Var;
-use common::envs::invalid;
-use common::nn::with_threads;
+use common::envs::{Space, rng};
+use regression::{Layers, Recording, SCRIPT, View, first_gradients, recorded::values, scripted};
+
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    let argv = ["sac"].iter().chain(flags).map(Into::into);
+    cli::parse_from(argv).unwrap()
+}
+
+/// For two observed numbers, and actions b ± c for (b, c) in `bounds`.
+fn sac(bounds: (&[f32], &[f32]), flags: &[&str]) -> Sac {
+    let flags = [&["--hidden-size=16"], flags].concat();
+    Sac::new(2, bounds, &args(&flags), &mut rng(3, 0)).unwrap()
+}
 
 fn tensor(values: &[f32], columns: usize) -> Tensor {
     Tensor::from_slice(values, (values.len() / columns, columns), &Device::Cpu).unwrap()
@@ -13,106 +27,138 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Standard normal numbers, `[rows, 1]`.
-fn noise(rows: usize, seed: u64) -> Tensor {
-    let noise: Vec<f32> = StandardNormal.sample_iter(rng(seed, 0)).take(rows).collect();
-    tensor(&noise, 1)
-}
+const ACTOR: Layers =
+    &[("hidden1", &["actor/fc1"]), ("hidden2", &["actor/fc2"]), ("output", &["actor/mean", "actor/log_std"])];
+const CRITICS: Layers = &[
+    ("qf1.hidden1", &["critic_1/fc1"]),
+    ("qf1.hidden2", &["critic_1/fc2"]),
+    ("qf1.output", &["critic_1/fc3"]),
+    ("qf2.hidden1", &["critic_2/fc1"]),
+    ("qf2.hidden2", &["critic_2/fc2"]),
+    ("qf2.output", &["critic_2/fc3"]),
+];
+const TARGETS: Layers = &[
+    ("qf1.hidden1", &["target_critic_1/fc1"]),
+    ("qf1.hidden2", &["target_critic_1/fc2"]),
+    ("qf1.output", &["target_critic_1/fc3"]),
+    ("qf2.hidden1", &["target_critic_2/fc1"]),
+    ("qf2.hidden2", &["target_critic_2/fc2"]),
+    ("qf2.output", &["target_critic_2/fc3"]),
+];
+const TEMPERATURE: Layers = &[("log_alpha", &["temperature/log_alpha"])];
 
-/// ln π of the action `a` by the change of variables, in f64 and through the inverse of the squashing.
-fn log_density(a: f64, mean: f64, std: f64, middle: f64, scale: f64) -> f64 {
-    let y = (a - middle) / scale;
-    let z = (y.atanh() - mean) / std;
-    -0.5 * z * z - (std * (2.0 * PI).sqrt()).ln() - (scale * (1.0 - y * y)).ln()
-}
-
-/// [`squashed_log_prob`] of one action, given u.
-fn log_prob(u: f64, mean: f64, std: f64, scale: f64) -> f64 {
-    let t = |x: f64| tensor(&[x as f32], 1);
-    let noise = t((u - mean) / std);
-    f64::from(floats(&squashed_log_prob(&t(u), &t(std.ln()), &noise, &t(scale)).unwrap())[0])
-}
-
-#[test]
-fn log_prob_is_the_change_of_variables() {
-    for (mean, std, scale) in [(0.0, 1.0, 1.0), (0.7, 0.3, 2.0), (-1.5, 0.8, 0.4), (0.2, 0.01, 3.0)] {
-        for z in [-2.0, -0.5, 0.0, 0.3, 1.9] {
-            let u: f64 = mean + std * z;
-            let expected = log_density(5.0 + scale * u.tanh(), mean, std, 5.0, scale);
-            let got = log_prob(u, mean, std, scale);
-            assert!((got - expected).abs() < 1e-4, "u = {u}: {got}, not {expected}");
-        }
-    }
-}
-
-#[test]
-fn the_density_integrates_to_one_over_the_actions() {
-    for (mean, std, scale) in [(0.0, 1.0, 1.0), (0.7, 0.3, 2.0), (-0.5, 0.5, 0.25)] {
-        // Midpoints of equal cells of the action interval (-scale, scale).
-        let cells = 20_000;
-        let width = 2.0 * scale / f64::from(cells);
-        let density = |cell: i32| {
-            let action = -scale + (f64::from(cell) + 0.5) * width;
-            log_prob((action / scale).atanh(), mean, std, scale).exp()
-        };
-        let integral: f64 = (0..cells).map(density).sum::<f64>() * width;
-        assert!((integral - 1.0).abs() < 1e-3, "mean {mean}, std {std}, scale {scale}: {integral}");
-    }
-}
-
-#[test]
-fn log_prob_sums_over_dimensions_and_stays_finite_at_the_bounds() {
-    let (u, log_std, noise) = ([0.3, -0.8], [-0.5, 0.1], [1.2, -0.4]);
-    let both =
-        squashed_log_prob(&tensor(&u, 2), &tensor(&log_std, 2), &tensor(&noise, 2), &tensor(&[2.0, 0.5], 2));
-    let one = |i: usize, scale: f32| {
-        let t = |values: [f32; 2]| tensor(&[values[i]], 1);
-        floats(&squashed_log_prob(&t(u), &t(log_std), &t(noise), &tensor(&[scale], 1)).unwrap())[0]
+/// SAC with the recording's sizes, bounds, hyper-parameters and parameters, and its batch.
+fn recorded(recording: &Recording) -> (Sac, Batch) {
+    let numbers = |name: &str| recording.numbers(name);
+    let (low, high) = (numbers("low"), numbers("high"));
+    let middle: Vec<f32> = low.iter().zip(&high).map(|(l, h)| ((l + h) / 2.0) as f32).collect();
+    let half: Vec<f32> = low.iter().zip(&high).map(|(l, h)| ((h - l) / 2.0) as f32).collect();
+    let number = |name: &str| recording.number(name);
+    let args = args(&[
+        "--hidden-size=32",
+        &format!("--gamma={}", number("gamma")),
+        &format!("--tau={}", number("tau")),
+        &format!("--policy-lr={}", number("actor_lr")),
+        &format!("--q-lr={}", number("critic_lr")),
+    ]);
+    let sac = Sac::new(3, (&middle, &half), &args, &mut rng(1, 0)).unwrap();
+    assert_eq!(sac.target_entropy, number("target_entropy"));
+    recording.set(&sac.actor_parameters, ACTOR);
+    recording.set(&sac.critic_parameters, CRITICS);
+    recording.set(&sac.target_parameters, TARGETS);
+    recording.set(&sac.temperature, TEMPERATURE);
+    let batch = Batch {
+        observations: recording.tensor("batch/observations"),
+        actions: recording.tensor("batch/actions"),
+        rewards: recording.column("batch/rewards"),
+        next_observations: recording.tensor("batch/next_observations"),
+        terminated: recording.column("batch/terminated"),
     };
-    assert!((floats(&both.unwrap())[0] - one(0, 2.0) - one(1, 0.5)).abs() < 1e-6);
-
-    // tanh 40 is 1 in f32; ln(1 − tanh² u) tends to 2 ln 2 − 2|u|.
-    for u in [-40.0, 40.0] {
-        let expected = -0.5 * (2.0 * PI).ln() - 2.0 * LN_2 + 80.0;
-        assert!((log_prob(u, u, 1.0, 1.0) - expected).abs() < 1e-4);
-    }
+    (sac, batch)
 }
 
 #[test]
-fn log_prob_has_the_right_gradient() {
-    // With the noise held, u = μ + σ ε, as the actor's update sees it.
-    let (mean, log_std, noise, scale) = (0.4_f64, -0.7_f64, 1.3_f64, 2.0_f64);
-    let value = |mean: f64, log_std: f64| {
-        let u = mean + log_std.exp() * noise;
-        log_density(scale * u.tanh(), mean, log_std.exp(), 0.0, scale)
-    };
-    let var = |x: f64| Var::from_tensor(&tensor(&[x as f32], 1)).unwrap();
-    let (mean_var, log_std_var, noise_tensor) = (var(mean), var(log_std), tensor(&[noise as f32], 1));
-    let u = (mean_var.as_tensor() + (log_std_var.exp().unwrap() * &noise_tensor).unwrap()).unwrap();
-    let log_prob = squashed_log_prob(&u, &log_std_var, &noise_tensor, &tensor(&[scale as f32], 1)).unwrap();
-    let gradients = log_prob.backward().unwrap();
-    let h = 1e-5;
-    let by_mean = (value(mean + h, log_std) - value(mean - h, log_std)) / (2.0 * h);
-    let by_log_std = (value(mean, log_std + h) - value(mean, log_std - h)) / (2.0 * h);
-    for (var, expected) in [(&mean_var, by_mean), (&log_std_var, by_log_std)] {
-        let got = f64::from(floats(gradients.get(var).unwrap())[0]);
-        assert!((got - expected).abs() < 1e-4, "{got}, not {expected}");
+fn recorded_update() {
+    let mut recording = Recording::open("sac");
+    let (mut sac, batch) = recorded(&recording);
+    let target_noise = recording.tensor("noise/normal_target_actions");
+    let actor_noise = recording.tensor("noise/normal_actor_actions");
+
+    let (next_actions, next_log_probs) = sac.actor.sample(&batch.next_observations, &target_noise).unwrap();
+    recording.close("expected/next_actions", &next_actions);
+    recording.close("expected/next_log_probs", &next_log_probs);
+    recording.close("expected/targets", &sac.td_targets(&batch, &target_noise).unwrap());
+
+    let [(loss1, mean1), (loss2, mean2)] = sac.update_critics(&batch, &target_noise).unwrap();
+    recording.close("expected/loss/critic_1", loss1);
+    recording.close("expected/loss/critic_2", loss2);
+    for (name, mean) in [("expected/q_values_1", mean1), ("expected/q_values_2", mean2)] {
+        let expected = recording.floats(name);
+        assert_abs_diff_eq!(mean, expected.iter().sum::<f32>() / expected.len() as f32, epsilon = 1e-5);
     }
+    recording.unmoved(&sac.actor_parameters, ACTOR);
+    recording.unmoved(&sac.target_parameters, TARGETS);
+    let gradients = first_gradients(&sac.critic_optimizer);
+    recording.gradients("expected/gradients", &sac.critic_parameters, CRITICS, gradients);
+    let step = recording.number("critic_lr");
+    recording.parameters("expected/parameters", &sac.critic_parameters, CRITICS, step);
+
+    let critics = values(&sac.critic_parameters);
+    recording.close("expected/actions", &sac.actor.sample(&batch.observations, &actor_noise).unwrap().0);
+    let (loss, log_probs) = sac.update_actor(&batch, &actor_noise).unwrap();
+    recording.close("expected/loss/actor", loss);
+    recording.close("expected/log_probs", &log_probs);
+    assert!(values(&sac.critic_parameters) == critics, "the actor's update moved the critics");
+    recording.unmoved(&sac.temperature, TEMPERATURE);
+    let gradients = first_gradients(&sac.actor_optimizer);
+    recording.gradients("expected/gradients", &sac.actor_parameters, ACTOR, gradients);
+    let step = recording.number("actor_lr");
+    recording.parameters("expected/parameters", &sac.actor_parameters, ACTOR, step);
+
+    let actor = values(&sac.actor_parameters);
+    recording.close("expected/loss/temperature", sac.update_temperature(&log_probs).unwrap());
+    assert!(values(&sac.actor_parameters) == actor, "the temperature's update moved the actor");
+    let gradients = first_gradients(&sac.temperature_optimizer);
+    recording.gradients("expected/gradients", &sac.temperature, TEMPERATURE, gradients);
+    let step = recording.number("temperature_lr");
+    recording.parameters("expected/parameters", &sac.temperature, TEMPERATURE, step);
+
+    recording.unmoved(&sac.target_parameters, TARGETS);
+    sac.update_targets().unwrap();
+    recording.parameters_close("expected/parameters", &sac.target_parameters, TARGETS, 1e-5);
+    recording.finish();
 }
 
-fn actor(middle: &[f32], scale: &[f32]) -> Actor {
-    let parameters = VarMap::new(3);
-    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-    let n = scale.len();
-    Actor { network: Mlp::new(2, 16, 2 * n, vb).unwrap(), middle: tensor(middle, n), scale: tensor(scale, n) }
+#[test]
+fn recorded_update_ten_times() {
+    let mut recording = Recording::open("sac");
+    let (mut sac, batch) = recorded(&recording);
+    let target_noise = recording.tensor("noise/normal_target_actions");
+    let actor_noise = recording.tensor("noise/normal_actor_actions");
+    let [mut critic1, mut critic2, mut actor, mut temperature] = [const { Vec::<f32>::new() }; 4];
+    for _ in 0..10 {
+        let [(loss1, _), (loss2, _)] = sac.update_critics(&batch, &target_noise).unwrap();
+        let (loss, log_probs) = sac.update_actor(&batch, &actor_noise).unwrap();
+        temperature.push(sac.update_temperature(&log_probs).unwrap());
+        sac.update_targets().unwrap();
+        critic1.push(loss1);
+        critic2.push(loss2);
+        actor.push(loss);
+    }
+    recording.losses("expected/losses_over_updates_critic_1", &critic1);
+    recording.losses("expected/losses_over_updates_critic_2", &critic2);
+    recording.losses("expected/losses_over_updates_actor", &actor);
+    recording.losses("expected/losses_over_updates_temperature", &temperature);
+    recording.finish();
 }
 
 #[test]
 fn sampled_actions_have_the_probabilities_that_they_claim() {
     // E[ 1[a ∈ I] / π(a) ] over the policy's own samples is the length of the interval I, here 0.6.
-    let actor = actor(&[1.0], &[2.0]);
+    let sac = sac((&[1.0], &[2.0]), &[]);
     let observations = tensor(&[0.5, -1.0].repeat(20_000), 2);
-    let (actions, log_probs) = actor.sample(&observations, &noise(20_000, 5)).unwrap();
+    let noise = sac.noise(20_000, &mut rng(5, 0)).unwrap();
+    let (actions, log_probs) = sac.actor.sample(&observations, &noise).unwrap();
     let (actions, log_probs) = (floats(&actions), floats(&log_probs));
     assert!(actions.iter().all(|action| (-1.0..=3.0).contains(action)));
     let inside = |action: f32| (0.7..1.3).contains(&action);
@@ -122,193 +168,139 @@ fn sampled_actions_have_the_probabilities_that_they_claim() {
 }
 
 #[test]
-fn greedy_actions_reach_the_bounds_and_no_further() {
-    let actor = actor(&[1.0, -3.0], &[2.0, 0.5]);
-    let extreme = actor.squash(&tensor(&[-50.0, 50.0, 0.0, 0.0], 2)).unwrap();
+fn the_density_stays_finite_at_the_bounds() {
+    let sac = sac((&[0.0, 1.0], &[2.0, 0.5]), &[]);
+    // u = μ + σ ε with ε = ±1e4: tanh u is 1 in f32, ln(1 − tanh² u) tends to 2 ln 2 − 2 |u|.
+    let observation = tensor(&[0.3, -0.2], 2);
+    let (mean, log_std) = sac.actor.forward(&observation).unwrap();
+    let (mean, std) = (floats(&mean), floats(&log_std.exp().unwrap()));
+    let (_, log_prob) = sac.actor.sample(&observation, &tensor(&[1e4, -1e4], 2)).unwrap();
+    let of = |i: usize, noise: f64, scale: f64| {
+        let (mean, std) = (f64::from(mean[i]), f64::from(std[i]));
+        let gaussian = -0.5 * noise * noise - std.ln() - 0.5 * (2.0 * PI).ln();
+        gaussian - (2.0 * LN_2 - 2.0 * (mean + std * noise).abs()) - scale.ln()
+    };
+    let expected = of(0, 1e4, 2.0) + of(1, -1e4, 0.5);
+    assert!((f64::from(floats(&log_prob)[0]) / expected - 1.0).abs() < 1e-5);
+}
+
+#[test]
+fn greedy_actions_are_those_without_noise_and_reach_the_bounds() {
+    let sac = sac((&[1.0, -3.0], &[2.0, 0.5]), &[]);
+    let extreme = sac.actor.squash(&tensor(&[-50.0, 50.0, 0.0, 0.0], 2)).unwrap();
     assert_eq!(floats(&extreme), [-1.0, -2.5, 1.0, -3.0]);
-    let observations = tensor(&[0.1, 0.2], 2);
-    let (mean, _) = actor.distribution(&observations).unwrap();
-    assert_eq!(actor.greedy(&observations).unwrap(), floats(&actor.squash(&mean).unwrap()));
+    let (without_noise, _) = sac.actor.sample(&tensor(&[0.1, 0.2], 2), &tensor(&[0.0, 0.0], 2)).unwrap();
+    assert_eq!(sac.act_greedily(&[0.1, 0.2]).unwrap(), floats(&without_noise));
 }
 
 #[test]
 fn log_std_stays_within_its_bounds() {
-    let actor = actor(&[0.0], &[1.0]);
+    let sac = sac((&[0.0], &[1.0]), &[]);
     for size in [0.0, 1.0, 1e6] {
-        let (_, log_std) = actor.distribution(&tensor(&[size, -size, -size, size], 2)).unwrap();
+        let (_, log_std) = sac.actor.forward(&tensor(&[size, -size, -size, size], 2)).unwrap();
         assert!(floats(&log_std).iter().all(|log_std| (-5.0..=2.0).contains(log_std)));
     }
 }
 
-fn batch(rewards: &[f32], terminated: &[f32]) -> Batch {
-    let nothing = tensor(&[0.0], 1);
-    Batch {
-        observations: nothing.clone(),
-        inputs: nothing.clone(),
-        next_observations: nothing,
-        rewards: tensor(rewards, 1),
-        terminated: tensor(terminated, 1),
-    }
-}
-
-#[test]
-fn targets_bootstrap_through_truncation_but_not_through_termination() {
-    let (rewards, terminated) = ([1.0, -2.0, 0.5], [0.0, 1.0, 0.0]);
-    let (q1, q2, log_probs) = ([3.0, 4.0, -1.0], [2.0, 5.0, 1.0], [-0.5, 0.7, 1.5]);
-    let (alpha, gamma) = (0.3, 0.9);
-    let q = [tensor(&q1, 1), tensor(&q2, 1)];
-    let targets =
-        td_targets(&batch(&rewards, &terminated), &q, &tensor(&log_probs, 1), alpha, gamma).unwrap();
-    for (i, target) in floats(&targets).into_iter().enumerate() {
-        let smaller = if q1[i] < q2[i] { q1[i] } else { q2[i] };
-        let soft_value = smaller - alpha as f32 * log_probs[i];
-        let expected = if terminated[i] == 1.0 { rewards[i] } else { rewards[i] + gamma as f32 * soft_value };
-        assert!((target - expected).abs() < 1e-6, "row {i}: {target}, not {expected}");
-    }
-}
-
-#[test]
-fn losses_are_the_means_they_claim_to_be() {
-    let t = |values: &[f32]| tensor(values, 1);
-    let scalar = |loss: Tensor| loss.to_scalar::<f32>().unwrap();
-    assert_eq!(scalar(critic_loss(&t(&[1.0, 4.0]), &t(&[3.0, 3.0])).unwrap()), 2.5);
-    let loss = actor_loss(&t(&[1.0, -2.0]), &[t(&[5.0, 1.0]), t(&[3.0, 2.0])], 0.5).unwrap();
-    assert_eq!(scalar(loss), ((0.5 - 3.0) + (-1.0 - 1.0)) / 2.0);
-}
-
 #[test]
 fn the_temperature_rises_when_the_policy_is_too_certain() {
-    // dJ/d(ln α) = −α (E[ln π] + H̄): entropy −E[ln π] below H̄ must raise α, above must lower it.
     for (log_prob, rises) in [(3.0, true), (-3.0, false)] {
-        let log_alpha = Var::new(0.5_f32, &Device::Cpu).unwrap();
-        let loss = temperature_loss(&log_alpha, &tensor(&[log_prob, log_prob], 1), -1.0).unwrap();
-        let gradient = loss.backward().unwrap().get(&log_alpha).unwrap().to_scalar::<f32>().unwrap();
-        let expected = -0.5_f32.exp() * (log_prob - 1.0);
-        assert!((gradient - expected).abs() < 1e-5, "{gradient}, not {expected}");
-        assert_eq!(gradient < 0.0, rises);
+        let mut sac = sac((&[0.0], &[1.0]), &[]); // H̄ = −1
+        let before = sac.alpha().unwrap();
+        assert_eq!(before, 1.0);
+        sac.update_temperature(&tensor(&[log_prob, log_prob], 1)).unwrap();
+        assert_eq!(sac.alpha().unwrap() > before, rises);
+    }
+    let fixed = sac((&[0.0], &[1.0]), &["--autotune=false", "--alpha=0.3"]);
+    assert_abs_diff_eq!(fixed.alpha().unwrap(), 0.3, epsilon = 1e-6);
+}
+
+#[test]
+fn twins_are_born_different_and_targets_equal() {
+    let sac = sac((&[0.0], &[1.0]), &[]);
+    let x = Var::randn(0.0_f32, 1.0, (4, 3), &Device::Cpu).unwrap();
+    let q = |network: &Mlp| floats(&network.forward(&x).unwrap());
+    assert_ne!(q(&sac.critics[0]), q(&sac.critics[1]));
+    for i in 0..2 {
+        assert_eq!(q(&sac.critics[i]), q(&sac.target_critics[i]));
     }
 }
 
 #[test]
-fn the_actor_is_updated_through_critics_that_stay_as_they_are() {
-    let (actor, parameters) = (actor(&[0.0], &[2.0]), VarMap::new(4));
-    let critic = Mlp::new(3, 16, 1, VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu)).unwrap();
-    let observations = tensor(&[0.5, -1.0, 2.0, 0.3], 2);
-    let (actions, log_probs) = actor.sample(&observations, &noise(2, 1)).unwrap();
-    let inputs = Tensor::cat(&[&observations, &actions], 1).unwrap();
-    let gradients = |critic: &Mlp| {
-        let values = [critic.forward(&inputs).unwrap(), critic.forward(&inputs).unwrap()];
-        actor_loss(&log_probs, &values, 0.2).unwrap().backward().unwrap()
-    };
-    let (held, free) = (gradients(&critic.detach()), gradients(&critic));
-    let weight = actor.network.hidden1.weight();
-    assert_eq!(floats(held.get(weight).unwrap()), floats(free.get(weight).unwrap()));
-    assert!(floats(held.get(weight).unwrap()).iter().any(|gradient| *gradient != 0.0));
-    assert!(parameters.all_vars().iter().all(|var| held.get(var).is_none() && free.get(var).is_some()));
-}
-
-#[test]
-fn the_gradients_of_two_halves_add_up_to_that_of_the_batch() {
-    let actor = actor(&[0.0], &[2.0]);
-    let (observations, noise) = (tensor(&[0.5, -1.0, 2.0, 0.3, -0.7, 0.1, 1.4, -0.2], 2), noise(4, 1));
-    let gradients = |start, rows, share: f64| {
-        let rows = |all: &Tensor| all.narrow(0, start, rows).unwrap();
-        let (actions, log_probs) = actor.sample(&rows(&observations), &rows(&noise)).unwrap();
-        let values = [actions.sqr().unwrap(), (actions * 0.3).unwrap()];
-        (actor_loss(&log_probs, &values, 0.2).unwrap() * share).unwrap().backward().unwrap()
-    };
-    let (whole, mut halves) = (gradients(0, 4, 1.0), gradients(0, 2, 0.5));
-    halves.extend(gradients(2, 2, 0.5)).unwrap();
-    let of = |gradients: &candle_core::backprop::GradStore| {
-        floats(gradients.get(actor.network.hidden2.weight()).unwrap())
-    };
-    for (whole, halves) in of(&whole).iter().zip(of(&halves)) {
-        assert!((whole - halves).abs() < 1e-6, "{whole}, not {halves}");
-    }
-}
-
-#[test]
-fn averages_follow_slowly() {
-    let (target, source) = (VarMap::new(1), VarMap::new(2));
-    for map in [&target, &source] {
-        Mlp::new(2, 3, 1, VarBuilder::from_varmap(map, DType::F32, &Device::Cpu)).unwrap();
-    }
-    let values = |map: &VarMap| map.all_vars().iter().flat_map(|var| floats(var)).collect::<Vec<_>>();
-    let (before, theta) = (values(&target), values(&source));
-    soft_update(&target, &source, 0.005).unwrap();
-    for ((after, before), theta) in values(&target).iter().zip(before).zip(theta) {
-        assert!((after - (0.995 * before + 0.005 * theta)).abs() < 1e-7);
-    }
-}
-
-/// Steps `env_id` with `policy` for `steps`, storing every step; what was stored, row by row.
-fn recorded(env_id: &str, steps: usize, capacity: usize, policy: fn(&[f32]) -> f32) -> ReplayBuffer {
-    let mut envs = VecEnv::make(env_id, 1, 1).unwrap();
-    let (observation_dim, action_dim) = envs.spec().box_to_box("test").unwrap();
-    let mut buffer = ReplayBuffer { capacity, observation_dim, action_dim, next_row: 0, rows: Vec::new() };
-    for _ in 0..steps {
+fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
+    const CAPACITY: usize = 7;
+    let actions = Space::bounded(&[-1.0], &[3.0]);
+    let (mut envs, log) = scripted(1, View::Vector, actions, SCRIPT);
+    let sac = Sac::new(3, (&[1.0], &[2.0]), &args(&["--hidden-size=8"]), &mut rng(1, 0)).unwrap();
+    let mut buffer = ReplayBuffer { capacity: CAPACITY, ..Default::default() };
+    let mut rng = learner_rng(1);
+    let mut kinds = [false; 3]; // a termination, a truncation, both
+    for steps in 1..=20 {
         let observation = envs.observations().to_vec();
-        let action = [policy(&observation)];
-        envs.step(&action[..]).unwrap();
-        buffer.add(&observation, &action, &envs);
+        let action = sac.act(&observation, &mut rng).unwrap();
+        envs.step(&action).unwrap();
+        buffer.store(&observation, &action, &envs);
+        let happened = log.transitions();
+        let kept = steps.min(CAPACITY);
+        assert_eq!(buffer.rewards.len(), kept);
+        for (i, t) in happened.iter().enumerate().skip(steps - kept) {
+            let row = i % CAPACITY;
+            assert_eq!(buffer.observations[3 * row..3 * (row + 1)], t.observation, "{t:?}");
+            assert_eq!(buffer.actions[row..row + 1], t.action, "{t:?}");
+            assert_eq!(buffer.rewards[row], t.reward, "{t:?}");
+            assert_eq!(buffer.next_observations[3 * row..3 * (row + 1)], t.next_observation, "{t:?}");
+            assert_eq!(buffer.terminated[row] == 1.0, t.terminated, "{t:?}");
+            kinds[0] |= t.terminated && !t.truncated;
+            kinds[1] |= t.truncated && !t.terminated;
+            kinds[2] |= t.terminated && t.truncated;
+        }
     }
-    buffer
+    assert_eq!(kinds, [true; 3]);
+
+    // A sample is whole transitions, each row of the buffer about as often.
+    let batch = buffer.sample(700, &mut rng, &Device::Cpu).unwrap();
+    let mut seen = [0; CAPACITY];
+    let column = |tensor: &Tensor, i: usize| floats(&tensor.get(i).unwrap());
+    for i in 0..700 {
+        let row = buffer.rewards.iter().position(|&r| r == column(&batch.rewards, i)[0]).unwrap();
+        seen[row] += 1;
+        assert_eq!(column(&batch.observations, i), buffer.observations[3 * row..3 * (row + 1)]);
+        assert_eq!(column(&batch.actions, i), buffer.actions[row..row + 1]);
+        assert_eq!(column(&batch.next_observations, i), buffer.next_observations[3 * row..3 * (row + 1)]);
+        assert_eq!(column(&batch.terminated, i), buffer.terminated[row..row + 1]);
+    }
+    assert!(seen.iter().all(|count| (60..140).contains(count)), "{seen:?}");
 }
 
+/// Random actions, then ten updates of everything; the last logs the losses.
 #[test]
-fn a_truncated_episode_keeps_its_true_last_observation_and_is_not_terminated() {
-    let buffer = recorded("Pendulum-v1", 201, 1000, |_| 0.5);
-    let rows: Vec<&[f32]> = buffer.rows.chunks_exact(9).collect(); // s (3), a, s' (3), r, terminated
-    assert_eq!(rows.len(), 201);
-    for t in 0..199 {
-        assert_eq!(rows[t][4..7], rows[t + 1][..3], "step {t}");
-    }
-    // The time limit is 200 steps: row 199 is the last of its episode.
-    let (last, first) = (rows[199], rows[200]);
-    assert_ne!(last[4..7], first[..3]);
-    // s' follows from s by the pendulum's own dynamics: θ̇' = θ̇ + (15 sin θ + 3 u) 0.05.
-    let theta_dot = (last[2] + (15.0 * last[1] + 3.0 * last[3]) * 0.05).clamp(-8.0, 8.0);
-    assert!((last[6] - theta_dot).abs() < 1e-5, "{} after {last:?}", last[6]);
-    assert!(rows.iter().all(|row| row[8] == 0.0));
+fn pinned_run() {
+    let flags = [
+        "--total-timesteps=250",
+        "--learning-starts=50",
+        "--hidden-size=16",
+        "--batch-size=16",
+        "--eval-episodes=2",
+        "--gamma=0.9",
+        "--tau=0.05",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
 }
 
+/// The actor delayed, the averages too, a fixed temperature, an odd batch, a buffer that overflows.
 #[test]
-fn a_terminated_episode_is_marked() {
-    // Pushing along with the velocity takes the car to its goal.
-    let push = |observation: &[f32]| if observation[1] < 0.0 { -1.0 } else { 1.0 };
-    let buffer = recorded("MountainCarContinuous-v0", 300, 1000, push);
-    let rows: Vec<&[f32]> = buffer.rows.chunks_exact(7).collect(); // s (2), a, s' (2), r, terminated
-    assert!(rows.iter().any(|row| row[6] == 1.0));
-    for row in rows {
-        assert_eq!(row[6] == 1.0, row[3] >= 0.45, "{row:?}"); // the goal is at 0.45
-        assert_eq!(row[6] == 1.0, row[5] > 50.0, "{row:?}"); // and pays 100
-    }
-}
-
-#[test]
-fn the_buffer_overwrites_its_oldest_and_samples_whole_transitions() {
-    let all = recorded("Pendulum-v1", 5, 100, |observation| observation[0]);
-    let buffer = recorded("Pendulum-v1", 5, 3, |observation| observation[0]);
-    let row = |i: usize| &all.rows[9 * i..9 * (i + 1)];
-    assert_eq!(buffer.rows, [row(3), row(4), row(2)].concat());
-    let batch = buffer.sample(200, &mut rng(1, 0), &Device::Cpu).unwrap();
-    let mut seen = [0; 5];
-    for drawn in 0..200 {
-        let of = |tensor: &Tensor| floats(&tensor.get(drawn).unwrap());
-        let i = (0..5).find(|&i| row(i)[..3] == of(&batch.observations)).unwrap();
-        seen[i] += 1;
-        assert_eq!(of(&batch.inputs), row(i)[..4]);
-        assert_eq!(of(&batch.next_observations), row(i)[4..7]);
-        assert_eq!(of(&batch.rewards), row(i)[7..8]);
-        assert_eq!(of(&batch.terminated), row(i)[8..]);
-    }
-    assert!(seen[..2] == [0, 0] && seen[2..].iter().all(|count| *count > 40), "{seen:?}");
-}
-
-#[test]
-fn threads_change_no_result() {
-    let operation = |i: usize| Ok(i * 10);
-    assert_eq!(for_both(operation).unwrap(), [0, 10]);
-    assert_eq!(with_threads(2, || for_both(operation)).unwrap().unwrap(), [0, 10]);
-    assert!(for_both(|i| if i == 1 { invalid("second") } else { Ok(()) }).is_err());
+fn pinned_run_of_the_other_flags() {
+    let flags = [
+        "--total-timesteps=340",
+        "--learning-starts=40",
+        "--hidden-size=16",
+        "--batch-size=15",
+        "--policy-frequency=3",
+        "--target-network-frequency=2",
+        "--autotune=false",
+        "--alpha=0.1",
+        "--buffer-size=100",
+        "--eval-episodes=2",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }
