@@ -3,6 +3,8 @@
 
 pub mod learning;
 pub mod parity;
+pub mod recorded;
 pub mod speed;
 
 pub use learning::{check, give_the_same_run, is_deterministic, refuses, resumes, survives_kills};
+pub use recorded::{Layers, Recording, first_gradients};
