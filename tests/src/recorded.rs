@@ -209,10 +209,23 @@ impl Recording {
     /// Compares `found` with the tensor `name`, each number to `relative` of it or to `absolute`,
     /// whichever is more.
     pub fn within(&mut self, name: &str, found: impl Numbers, relative: f64, absolute: f64) {
-        let expected = self.floats(name).numbers();
         self.compared.insert(name.to_string());
+        self.computed(name, found, self.tensor(name), relative, absolute);
+    }
+
+    /// Compares `found` with `expected`, which was computed from recorded tensors: where a file differs
+    /// from its recording on purpose. Each number to `relative` of it or to `absolute`.
+    pub fn computed(
+        &mut self,
+        what: &str,
+        found: impl Numbers,
+        expected: impl Numbers,
+        relative: f64,
+        absolute: f64,
+    ) {
+        let expected = expected.numbers();
         let tolerances = expected.iter().map(|e| (relative * e.abs()).max(absolute)).collect::<Vec<_>>();
-        self.compare(name, &found.numbers(), &expected, &tolerances);
+        self.compare(what, &found.numbers(), &expected, &tolerances);
     }
 
     /// Compares `found` with the tensor `name`, such as indices, exactly.

@@ -118,15 +118,16 @@ fn planted_differences_are_all_reported() {
             (recording.tensor("expected/losses_over_updates") * 1.00005).unwrap(),
         );
         recording.close("expected/q_values_1", recording.floats("expected/q_values_1"));
+        recording.computed("half", [0.5, 0.5], [0.5, 0.5001], 1e-4, 0.0);
     });
-    assert!(text.starts_with("sac: 5 differences"), "{text}");
+    assert!(text.starts_with("sac: 6 differences"), "{text}");
     assert!(text.contains("expected/targets[5] is NaN") && text.contains("2 of 32 numbers differ"), "{text}");
     assert!(text.contains("expected/log_probs: 31 numbers, 32 expected"), "{text}");
     assert!(
         text.contains("expected/loss/actor[0]") && text.contains("expected/loss/temperature[0] is inf"),
         "{text}"
     );
-    assert!(!text.contains("q_values_1"), "{text}");
+    assert!(text.contains("half[1]") && !text.contains("q_values_1"), "{text}");
 }
 
 #[test]
