@@ -10,7 +10,8 @@ use anyhow::{Context, Result};
 use common::envs::invalid;
 use common::plot::{Curve, learning_curves};
 use common::run::write_atomically;
-use regression::learning::Direction;
+use regression::paths::root;
+use regression::thresholds::Direction;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ struct Row {
 pub fn report(args: ReportArgs) -> Result<()> {
     let readme = match (&args.readme, &args.results) {
         (Some(readme), _) => Some(readme.clone()),
-        (None, None) => Some(jobs::root().join("README.md")),
+        (None, None) => Some(root().join("README.md")),
         (None, Some(_)) => None,
     };
     let results = args.results.unwrap_or_else(default_results);
@@ -362,7 +363,7 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
 
 /// What the algorithm's file calls itself in its first line, up to a colon.
 fn title(algorithm: &str) -> Result<String> {
-    let path = jobs::root().join("algorithms").join(algorithm).join("src/main.rs");
+    let path = root().join("algorithms").join(algorithm).join("src/main.rs");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
     let heading = text.lines().next().and_then(|line| line.strip_prefix("//! # "));
     let title = heading.and_then(|heading| heading.split(": ").next()).unwrap_or(algorithm);

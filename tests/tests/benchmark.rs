@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
@@ -35,7 +36,8 @@ if [ -e "$here/fail-$seed" ]; then
 fi
 if [ -e "$here/hang" ]; then
     trap 'touch "$dir/checkpoint.safetensors"; exit 130' INT
-    touch "$here/hanging"
+    echo $$ > "$here/hanging.new"
+    mv "$here/hanging.new" "$here/hanging"
     while :; do :; done
 fi
 score=$((400 + seed + $(cat "$here/bonus")))
@@ -195,7 +197,9 @@ fn an_interrupted_run_goes_on_where_it_was() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let started = Instant::now();
     while !place.path("bin/hanging").exists() {
+        assert!(started.elapsed() < Duration::from_secs(300), "the program is not started");
         assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
         std::thread::yield_now();
     }
@@ -211,6 +215,32 @@ fn an_interrupted_run_goes_on_where_it_was() {
     place.run("results", &["--seeds", "2"], 0);
     assert_eq!(place.log(), ["1 resumed=yes", "2 resumed=no"]);
     assert!(contents(&place.path("work")).is_empty());
+}
+
+/// A runner that is killed leaves no program training behind.
+#[cfg(target_os = "linux")]
+#[test]
+fn programs_end_with_the_runner() {
+    let place = Place::new();
+    fs::write(place.path("bin/hang"), "").unwrap();
+    let mut command = place.command("results", &["--seeds", "1"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let within = |what: &str, condition: &mut dyn FnMut() -> bool| {
+        let started = Instant::now();
+        while !condition() {
+            assert!(started.elapsed() < Duration::from_secs(300), "{what}");
+            std::thread::yield_now();
+        }
+    };
+    within("the program is not started", &mut || place.path("bin/hanging").exists());
+    let pid = fs::read_to_string(place.path("bin/hanging")).unwrap();
+    let process = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // It is gone, or a zombie that nobody has waited for.
+    within("the program goes on", &mut || {
+        fs::read_to_string(&process).map_or(true, |stat| stat.contains(") Z "))
+    });
 }
 
 #[test]
