@@ -59,8 +59,9 @@ pub struct Measure {
     pub direction: Direction,
     /// How far from the reference an `equal` one may be.
     pub tolerance: f64,
-    /// What the worst seed must reach.
+    /// What the worst seed must reach, and why.
     pub floor: Option<f64>,
+    pub floor_reason: String,
     /// What it is compared with.
     pub reference: Option<Reference>,
 }
@@ -87,6 +88,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
                 direction: entry.direction,
                 tolerance: entry.tolerance,
                 floor: entry.floor,
+                floor_reason: entry.floor_reason,
                 reference,
             };
             // Several measures of the same training are one job.

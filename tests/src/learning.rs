@@ -196,7 +196,7 @@ impl Summary {
 }
 
 /// The middle of `values`, of which there is at least one.
-pub(crate) fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;

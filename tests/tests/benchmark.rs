@@ -304,8 +304,16 @@ fn the_report_is_a_function_of_the_results() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let first = contents(place.0.path());
 
-    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
-    assert!(page.contains("| 402.0 ± 1.0 | 3 | ≥ 475 [1] | 0.2 | 1,600 |"), "{page}");
+    let read = |name: &str| fs::read_to_string(place.path(name)).unwrap();
+    let overview = read("results/README.md");
+    assert!(overview.contains("\n## Policy gradient and actor-critic\n"), "{overview}");
+    assert!(
+        overview.contains("](ppo.md) | CartPole-v1 | 100,000 | 402.0 ± 1.0 | 3 | ≥ 475 | 0.2 | 1,600 |"),
+        "{overview}"
+    );
+    let page = read("results/ppo.md");
+    assert!(page.contains("| 402.0 | ≥ 475 [1] | 401.0 | ≥ 250 [2] | 3 | 0.2 | 1,600 |"), "{page}");
+    assert!(page.contains("cargo run -p ppo -- --env-id CartPole-v1 --total-timesteps 100000\n"), "{page}");
     let curves = place.path("results/curves/test");
     assert!(page.contains("curves/test/ppo__CartPole-v1.png"), "{page}");
     assert!(curves.join("ppo__CartPole-v1.png").exists());
@@ -320,11 +328,15 @@ fn the_report_is_a_function_of_the_results() {
             && text.ends_with("<!-- /results -->\nafter\n")
     );
     assert!(
-        text.contains("| CartPole-v1 | 100,000 | 402.0 ± 1.0 | ≥ 475 |") && !text.contains("old"),
+        text.contains("| CartPole-v1 | 100,000 | [402.0 ± 1.0](results/ppo.md) | ≥ 475 |")
+            && text.contains("| **Policy gradient and actor-critic** |")
+            && !text.contains("old"),
         "{text}"
     );
 
     fs::write(curves.join("sarsa__CartPole-v1.png"), "of an algorithm that is gone").unwrap();
+    let first_line = page.lines().next().unwrap();
+    fs::write(place.path("results/sarsa.md"), format!("{first_line}\nof the same")).unwrap();
     assert_eq!(report().status.code(), Some(0));
     assert!(first == contents(place.0.path()), "the second report differs");
 
@@ -335,8 +347,8 @@ fn the_report_is_a_function_of_the_results() {
     fs::write(place.result(1), value.to_string()).unwrap();
     let stderr = String::from_utf8(report().stderr).unwrap();
     assert!(stderr.contains("test ppo__CartPole-v1, seed 1: left out"), "{stderr}");
-    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
-    assert!(page.contains("| 402.5 ± 0.7 | 2 |"), "{page}");
+    let overview = read("results/README.md");
+    assert!(overview.contains("| 402.5 ± 0.7 | 2 |"), "{overview}");
 }
 
 #[test]
