@@ -38,7 +38,7 @@ use crate::result::{RunResult, read_all};
 use crate::statistics::{holm, mean, permutation, variance, welch};
 use anyhow::{Result, bail};
 use common::envs::invalid;
-use regression::learning::Direction;
+use regression::thresholds::Direction;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;

@@ -1,11 +1,10 @@
-//! What there is to run: the gates of `thresholds.toml` (tier `test`) and the entries of
-//! `benchmark.toml` (tier `benchmark`), and the digests by which a result is known to be current.
+//! What there is to run, of every algorithm's `thresholds.toml`: its gates (tier `test`) and its
+//! benchmarks (tier `benchmark`); and the digests by which a result is known to be current.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use common::envs::invalid;
-use regression::learning::{Direction, gates};
+use regression::thresholds::{self, Direction, Reference};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
 
 /// Which list of jobs.
 #[derive(
@@ -13,9 +12,9 @@ use std::path::{Path, PathBuf};
 )]
 #[serde(rename_all = "lowercase")]
 pub enum Tier {
-    /// The gates of tests/thresholds.toml: minutes
+    /// The gates in the algorithms' thresholds.toml: minutes
     Test,
-    /// The entries of tests/benchmark.toml, beside published results: hours
+    /// The benchmarks in the algorithms' thresholds.toml, beside published results: hours
     Benchmark,
 }
 
@@ -33,6 +32,8 @@ impl Tier {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub tier: Tier,
+    /// One of [`thresholds::FAMILIES`].
+    pub family: String,
     /// Package of the algorithm.
     pub algorithm: String,
     /// `--env-id`.
@@ -58,134 +59,56 @@ pub struct Measure {
     pub direction: Direction,
     /// How far from the reference an `equal` one may be.
     pub tolerance: f64,
+    /// What the worst seed must reach, and why.
+    pub floor: Option<f64>,
+    pub floor_reason: String,
     /// What it is compared with.
     pub reference: Option<Reference>,
 }
 
-/// What a publication, or a gate, says about a measure. In `benchmark.toml` it is the table
-/// `published` of an entry.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Reference {
-    /// The number.
-    pub value: f64,
-    /// Its standard deviation over seeds.
-    pub std: Option<f64>,
-    /// The steps it was reached in [default: the entry's].
-    pub steps: Option<usize>,
-    /// What a plot calls it, short.
-    pub label: String,
-    /// Where it is from.
-    pub source: String,
-    /// What is different there.
-    #[serde(default)]
-    pub note: String,
-}
-
-/// One entry of `benchmark.toml`.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BenchmarkEntry {
-    algorithm: String,
-    env_id: String,
-    steps: usize,
-    #[serde(default)]
-    args: Vec<String>,
-    variant: Option<String>,
-    /// Rows of `metrics.csv`: `eval/episodic_return` or `charts/episodic_return`, as the
-    /// publication measured.
-    metric: String,
-    /// The mean of how many of the last such rows.
-    #[serde(default = "one")]
-    last: usize,
-    published: Option<Reference>,
-}
-
-fn one() -> usize {
-    1
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Benchmark {
-    entry: Vec<BenchmarkEntry>,
-}
-
-/// The folder of the whole project.
-pub fn root() -> PathBuf {
-    let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
-    tests.parent().unwrap_or(tests).to_path_buf()
-}
-
-/// Everything to be run in `tier`, in the order of its file.
+/// Everything to be run in `tier`, by family and algorithm.
 ///
 /// # Errors
 /// A file that cannot be read, has an unknown key, or has two entries of one name.
 pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
-    match tier {
-        Tier::Test => {
-            for gate in gates()? {
-                let (wanted, value) = (gate.direction, gate.threshold);
-                let label = match wanted {
-                    Direction::Max => format!("at least {value}"),
-                    Direction::Min => format!("at most {value}"),
-                    Direction::Equal => value.to_string(),
-                };
-                // The curve beside which it stands is of the training return.
-                let of = if gate.metric.starts_with("eval/") { " of the evaluation" } else { "" };
-                let measure = Measure {
-                    metric: gate.metric,
-                    last: gate.last,
-                    direction: wanted,
-                    tolerance: gate.tolerance,
-                    reference: Some(Reference {
-                        value,
-                        std: None,
-                        steps: None,
-                        label: format!("required{of}: {label}"),
-                        source: gate.source,
-                        note: String::new(),
-                    }),
-                };
-                let variant = gate.variant.unwrap_or_else(|| variant(&gate.args));
-                let same = entries.iter_mut().find(|entry| {
-                    (&entry.algorithm, &entry.env_id) == (&gate.algorithm, &gate.env_id)
-                        && (&entry.args, entry.steps) == (&gate.args, gate.steps)
-                });
-                match same {
-                    Some(entry) => entry.measures.push(measure),
-                    None => entries.push(Entry {
-                        tier,
-                        algorithm: gate.algorithm,
-                        env_id: gate.env_id,
-                        steps: gate.steps,
-                        args: gate.args,
-                        variant,
-                        measures: vec![measure],
-                    }),
-                }
+    for thresholds in thresholds::all()? {
+        let list = match tier {
+            Tier::Test => thresholds.gate,
+            Tier::Benchmark => thresholds.benchmark,
+        };
+        for entry in list {
+            let reference = match entry.threshold {
+                None => entry.published,
+                Some(value) => Some(required(value, entry.direction, &entry.metric, entry.source)),
+            };
+            let measure = Measure {
+                metric: entry.metric,
+                last: entry.last,
+                direction: entry.direction,
+                tolerance: entry.tolerance,
+                floor: entry.floor,
+                floor_reason: entry.floor_reason,
+                reference,
+            };
+            // Several measures of the same training are one job.
+            let same = entries.iter_mut().find(|other| {
+                (&other.algorithm, &other.env_id) == (&thresholds.algorithm, &entry.env_id)
+                    && (&other.args, other.steps) == (&entry.args, entry.steps)
+            });
+            match same {
+                Some(other) => other.measures.push(measure),
+                None => entries.push(Entry {
+                    tier,
+                    family: thresholds.family.clone(),
+                    algorithm: thresholds.algorithm.clone(),
+                    variant: entry.variant.unwrap_or_else(|| variant(&entry.args)),
+                    env_id: entry.env_id,
+                    steps: entry.steps,
+                    args: entry.args,
+                    measures: vec![measure],
+                }),
             }
-        }
-        Tier::Benchmark => {
-            let path = root().join("tests/benchmark.toml");
-            let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-            let benchmark: Benchmark = toml::from_str(&text).with_context(|| path.display().to_string())?;
-            entries.extend(benchmark.entry.into_iter().map(|entry| Entry {
-                tier,
-                variant: entry.variant.unwrap_or_else(|| variant(&entry.args)),
-                algorithm: entry.algorithm,
-                env_id: entry.env_id,
-                steps: entry.steps,
-                args: entry.args,
-                measures: vec![Measure {
-                    metric: entry.metric,
-                    last: entry.last,
-                    direction: Direction::Max,
-                    tolerance: 0.0,
-                    reference: entry.published,
-                }],
-            }));
         }
     }
     for (i, entry) in entries.iter().enumerate() {
@@ -193,6 +116,25 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
         ensure!(!twice, "two entries of tier {} are called {}: name a variant", tier.name(), entry.name());
     }
     Ok(entries)
+}
+
+/// What a gate demands, as a plot shows it.
+fn required(value: f64, direction: Direction, metric: &str, source: String) -> Reference {
+    let bound = match direction {
+        Direction::Max => format!("at least {value}"),
+        Direction::Min => format!("at most {value}"),
+        Direction::Equal => value.to_string(),
+    };
+    // The curve beside which it stands is of the training return.
+    let of = if metric.starts_with("eval/") { " of the evaluation" } else { "" };
+    Reference {
+        value,
+        std: None,
+        steps: None,
+        label: format!("required{of}: {bound}"),
+        source,
+        note: String::new(),
+    }
 }
 
 /// The entries of the `wanted` algorithms, or all if none is named.
@@ -249,41 +191,6 @@ pub fn name(algorithm: &str, env_id: &str, variant: &str) -> String {
     if variant.is_empty() { format!("{algorithm}__{env}") } else { format!("{algorithm}__{env}__{variant}") }
 }
 
-/// A checksum of all that decides how `algorithm` behaves: its sources, those of what it is built
-/// on, and the versions of its dependencies.
-///
-/// # Errors
-/// A folder that is missing.
-pub fn source_digest(root: &Path, algorithm: &str) -> Result<String> {
-    let mut files = vec![root.join("Cargo.lock")];
-    for folder in [&format!("algorithms/{algorithm}/src"), "common/src", "envs/src"] {
-        collect(&root.join(folder), &mut files)?;
-    }
-    // The same on every machine, whatever order the folders are listed in.
-    files.sort();
-    let mut crc = 0;
-    for file in files {
-        let contents = std::fs::read(&file).with_context(|| file.display().to_string())?;
-        let relative = file.strip_prefix(root).unwrap_or(&file).to_string_lossy().replace('\\', "/");
-        crc = crc32c::crc32c_append(crc, format!("{relative}\n{}\n", contents.len()).as_bytes());
-        crc = crc32c::crc32c_append(crc, &contents);
-    }
-    Ok(format!("{crc:08x}"))
-}
-
-/// Every file below `folder`.
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
-    for item in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
-        let path = item?.path();
-        if path.is_dir() {
-            collect(&path, files)?;
-        } else {
-            files.push(path);
-        }
-    }
-    Ok(())
-}
-
 /// The part of the jobs that one of several machines takes: `3/16` is the third of sixteen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shard {
@@ -315,10 +222,9 @@ impl Shard {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
-    fn both_files_can_be_read_and_name_their_sources() {
+    fn all_entries_can_be_read_and_name_their_sources() {
         for tier in [Tier::Test, Tier::Benchmark] {
             let entries = entries(tier).unwrap();
             assert!(entries.len() > 10);
@@ -375,40 +281,6 @@ mod tests {
         for bad in ["0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/2/3", ""] {
             assert!(bad.parse::<Shard>().is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn the_source_digest_sees_every_change() {
-        let dir = tempfile::tempdir().unwrap();
-        let write = |path: &str, text: &str| {
-            let path = dir.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        };
-        for file in ["Cargo.lock", "algorithms/ppo/src/main.rs", "common/src/nn/adam.rs", "envs/src/env.rs"] {
-            write(file, "one");
-        }
-        let digest = || source_digest(dir.path(), "ppo").unwrap();
-        let mut seen = vec![digest()];
-        assert_eq!(seen[0], digest());
-        let mut changed = |what: &str| {
-            let now = digest();
-            assert!(!seen.contains(&now), "{what}");
-            seen.push(now);
-        };
-        for file in ["Cargo.lock", "algorithms/ppo/src/main.rs", "common/src/nn/adam.rs", "envs/src/env.rs"] {
-            write(file, "two");
-            changed(file);
-        }
-        write("envs/src/new.rs", "");
-        changed("a new file");
-        fs::rename(dir.path().join("envs/src/new.rs"), dir.path().join("envs/src/newer.rs")).unwrap();
-        changed("a renamed file");
-        let before = digest();
-        write("algorithms/dqn/src/main.rs", "another algorithm");
-        write("README.md", "words");
-        assert_eq!(before, digest());
-        assert!(source_digest(dir.path(), "sac").is_err());
     }
 
     #[test]

@@ -1,109 +1,85 @@
-//! Learning tests: runs the real program of an algorithm and holds what it learned against
-//! `thresholds.toml`.
+//! Learning tests: runs the real program of an algorithm and holds what it learned against the
+//! `thresholds.toml` in its folder.
 
+use crate::process::{self, DEADLINE};
+use crate::thresholds::{self, Direction, Entry, Thresholds};
 use anyhow::{Context, Result, bail, ensure};
 use common::checkpoint;
+use common::cli::Evaluation;
 use envs::Rng;
 use rand::RngExt;
 use serde::Deserialize;
+use std::collections::VecDeque;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-/// What an algorithm must reach, and where that number comes from.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Gate {
-    /// Package of the algorithm.
-    pub algorithm: String,
-    /// Environment it is trained on, `--env-id`.
-    pub env_id: String,
-    /// Environment steps, `--total-timesteps`.
-    pub steps: usize,
-    /// Further flags. Defaults are what users run, so there should be few.
-    #[serde(default)]
-    pub args: Vec<String>,
-    /// A short name for these flags, in the names of result files [default: the flags themselves].
-    pub variant: Option<String>,
-    /// Seeds, run side by side.
-    pub seeds: Vec<u64>,
-    /// Which rows of `metrics.csv` count.
-    pub metric: String,
-    /// The mean of how many of the last such rows is the result of a seed.
-    #[serde(default = "one")]
-    pub last: usize,
-    /// Whether more or less is better, or the number must be met to within `tolerance`.
-    pub direction: Direction,
-    /// What the median over the seeds must reach.
-    pub threshold: f64,
-    /// How far from the threshold an `equal` result may be.
-    #[serde(default)]
-    pub tolerance: f64,
-    /// The publication or computation the threshold is from.
-    pub source: String,
-}
-
-fn one() -> usize {
-    1
-}
-
-/// Which results are good.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Direction {
-    /// At least the threshold.
-    Max,
-    /// At most the threshold.
-    Min,
-    /// The threshold, to within the tolerance.
-    Equal,
-}
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Thresholds {
-    gate: Vec<Gate>,
-}
-
-/// Every gate in `thresholds.toml`.
-///
-/// # Errors
-/// A file that cannot be read or has an unknown key.
-pub fn gates() -> Result<Vec<Gate>> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("thresholds.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let thresholds: Thresholds = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    Ok(thresholds.gate)
-}
-
-/// Runs `binary`, the program of `algorithm`, through every gate of it; panics with a readable
-/// report if one is missed. Gates on MuJoCo's tasks are skipped, with a line that says so, where
-/// MuJoCo is not installed, unless `REQUIRE_MUJOCO=1` is set.
+/// Runs `binary`, the program of the package in the folder `manifest_dir`, through every gate of its
+/// `tests/thresholds.toml`: all seeds of all gates in a pool over the cores, each run with a deadline.
+/// Panics with a readable report if a gate is missed. Gates on MuJoCo's tasks are skipped, with a
+/// line that says so, where MuJoCo is not installed, unless `REQUIRE_MUJOCO=1` is set.
 /// Meant for the algorithm's `tests/learning_curve.rs`:
 ///
 /// ```ignore
 /// #[test]
 /// fn learns() {
-///     regression::check("ppo", env!("CARGO_BIN_EXE_ppo"));
+///     regression::check(env!("CARGO_MANIFEST_DIR"), env!("CARGO_BIN_EXE_ppo"));
 /// }
 /// ```
-pub fn check(algorithm: &str, binary: &str) {
-    let gates = gates().unwrap_or_else(|error| panic!("{error:#}"));
-    let gates: Vec<Gate> = gates.into_iter().filter(|gate| gate.algorithm == algorithm).collect();
-    assert!(!gates.is_empty(), "tests/thresholds.toml has no gate for {algorithm}");
-    let mut failures = Vec::new();
-    for gate in &gates {
-        if let Some(reason) = skipped(&gate.env_id) {
+pub fn check(manifest_dir: &str, binary: &str) {
+    let thresholds = thresholds::read(Path::new(manifest_dir)).unwrap_or_else(|error| panic!("{error:#}"));
+    assert!(!thresholds.gate.is_empty(), "{manifest_dir}/tests/thresholds.toml has no gate");
+    let failures = failures(&thresholds, binary, DEADLINE);
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+/// What every gate that is missed has to say.
+fn failures(thresholds: &Thresholds, binary: &str, deadline: Duration) -> Vec<String> {
+    let algorithm = thresholds.algorithm.as_str();
+    let mut gates = Vec::new();
+    for gate in &thresholds.gate {
+        match skipped(&gate.env_id) {
+            None => gates.push(gate),
             // Not `eprintln!`: the test harness swallows what a passing test prints with it.
-            let _ = writeln!(std::io::stderr(), "SKIPPED {algorithm} on {}: {reason}", gate.env_id);
-            continue;
+            Some(reason) => {
+                let _ = writeln!(std::io::stderr(), "SKIPPED {algorithm} on {}: {reason}", gate.env_id);
+            }
         }
-        match run_gate(gate, binary) {
+    }
+    let jobs: VecDeque<(&Entry, u64)> =
+        gates.iter().flat_map(|gate| gate.seeds.iter().map(move |&seed| (*gate, seed))).collect();
+    let (number, jobs) = (jobs.len(), Mutex::new(jobs.into_iter().enumerate()));
+    let results: Mutex<Vec<Option<Result<SeedResult>>>> = Mutex::new((0..number).map(|_| None).collect());
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..cores.min(number) {
+            scope.spawn(|| {
+                while let Some((i, (gate, seed))) = lock(&jobs).next() {
+                    let result = run_seed(gate, seed, binary, deadline);
+                    let of = || format!("{algorithm} on {}, seed {seed}", gate.env_id);
+                    lock(&results)[i] = Some(result.with_context(of));
+                }
+            });
+        }
+    });
+    let mut results = results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten();
+    let mut failures = Vec::new();
+    for gate in gates {
+        // All of them are taken, whether one has failed or not.
+        let of_gate: Vec<_> = results.by_ref().take(gate.seeds.len()).collect();
+        let of_gate: Result<Vec<_>> = of_gate.into_iter().collect();
+        match of_gate.and_then(|results| judge(algorithm, gate, &results)) {
             Ok(report) => println!("{report}"),
             Err(error) => failures.push(format!("{error:#}")),
         }
     }
-    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+    failures
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Why runs on `env_id` are skipped, if they are: it is a task of MuJoCo's, MuJoCo is not
@@ -126,52 +102,28 @@ pub struct SeedResult {
     pub returns: Vec<(f64, f64)>,
 }
 
-fn run_gate(gate: &Gate, binary: &str) -> Result<String> {
+/// Trains with one seed in a process of its own.
+fn run_seed(gate: &Entry, seed: u64, binary: &str, deadline: Duration) -> Result<SeedResult> {
     let dir = tempfile::tempdir()?;
-    let results = run_seeds(gate, binary, dir.path())?;
-    judge(gate, &results)
-}
-
-/// Runs every seed, as many side by side as there are cores.
-fn run_seeds(gate: &Gate, binary: &str, dir: &Path) -> Result<Vec<SeedResult>> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut results = Vec::new();
-    for seeds in gate.seeds.chunks(cores) {
-        let children = seeds
-            .iter()
-            .map(|&seed| {
-                let run_dir = dir.join(seed.to_string());
-                let stderr = std::fs::File::create(dir.join(format!("{seed}.stderr")))?;
-                let child = Command::new(binary)
-                    .args(["--env-id", &gate.env_id])
-                    .args(["--total-timesteps", &gate.steps.to_string()])
-                    .args(["--seed", &seed.to_string()])
-                    .arg("--run-dir")
-                    .arg(&run_dir)
-                    .args(&gate.args)
-                    .stdout(Stdio::null())
-                    .stderr(stderr)
-                    .spawn()
-                    .with_context(|| format!("starting {binary}"))?;
-                Ok((seed, run_dir, child))
-            })
-            .collect::<Result<Vec<_>>>()?;
-        for (seed, run_dir, mut child) in children {
-            let status = child.wait()?;
-            if !status.success() {
-                let stderr = std::fs::read_to_string(dir.join(format!("{seed}.stderr"))).unwrap_or_default();
-                bail!("{} on {}, seed {seed}: {status}\n{stderr}", gate.algorithm, gate.env_id);
-            }
-            results.push(read_result(gate, seed, &run_dir)?);
-        }
+    let run_dir = dir.path().join("run");
+    let mut command = Command::new(binary);
+    command
+        .args(["--env-id", &gate.env_id])
+        .args(["--total-timesteps", &gate.steps.to_string()])
+        .args(["--seed", &seed.to_string()])
+        .arg("--run-dir")
+        .arg(&run_dir)
+        .args(&gate.args);
+    let output = process::output(&mut command, deadline)?;
+    if !output.status.success() {
+        bail!("{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     }
-    Ok(results)
+    read_result(gate, seed, &run_dir)
 }
 
-fn read_result(gate: &Gate, seed: u64, run_dir: &Path) -> Result<SeedResult> {
+fn read_result(gate: &Entry, seed: u64, run_dir: &Path) -> Result<SeedResult> {
     let rows = read_metrics(&run_dir.join("metrics.csv"))?;
-    let value = mean_of_last(&rows, &gate.metric, gate.last);
-    let value = value.with_context(|| format!("{}, seed {seed}", gate.algorithm))?;
+    let value = mean_of_last(&rows, &gate.metric, gate.last)?;
     let returns = rows.iter().filter(|row| row.tag == "charts/episodic_return");
     Ok(SeedResult { seed, value, returns: returns.map(|row| (row.step, row.value)).collect() })
 }
@@ -214,43 +166,96 @@ pub fn read_metrics(path: &Path) -> Result<Vec<Row>> {
         .collect()
 }
 
+/// What is read of a run's `summary.json`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Summary {
+    /// Environment steps trained for.
+    pub total_timesteps: usize,
+    /// Training time.
+    pub wall_seconds: f64,
+    /// Environment steps a second while training.
+    pub sps: f64,
+    /// What the trained agent reached.
+    pub eval: Evaluation,
+    /// Version of the algorithm's package.
+    pub version: String,
+    /// The processor.
+    pub cpu: String,
+}
+
+impl Summary {
+    /// Reads the summary of a finished run.
+    ///
+    /// # Errors
+    /// A run that is not finished.
+    pub fn read(run_dir: &Path) -> Result<Self> {
+        let path = run_dir.join("summary.json");
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+}
+
 /// The middle of `values`, of which there is at least one.
-pub(crate) fn median(values: &[f64]) -> f64 {
+pub fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let middle = sorted.len() / 2;
     if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
 }
 
-/// Compares the median of `results` with the gate: a line that says it passed, or a report.
-fn judge(gate: &Gate, results: &[SeedResult]) -> Result<String> {
-    let reached = median(&results.iter().map(|result| result.value).collect::<Vec<_>>());
-    let (passed, wanted) = match gate.direction {
-        Direction::Max => (reached >= gate.threshold, format!("at least {}", gate.threshold)),
-        Direction::Min => (reached <= gate.threshold, format!("at most {}", gate.threshold)),
+/// Compares the median of `results` with the gate's threshold and the worst of them with its floor:
+/// a line that says it passed, or a report.
+fn judge(algorithm: &str, gate: &Entry, results: &[SeedResult]) -> Result<String> {
+    let (threshold, floor) = (gate.threshold.unwrap_or(f64::NAN), gate.floor.unwrap_or(f64::NAN));
+    // More is better in these.
+    let score = |value: f64| match gate.direction {
+        _ if value.is_nan() => f64::NEG_INFINITY,
+        Direction::Max => value,
+        Direction::Min => -value,
+        Direction::Equal => -(value - threshold).abs(),
+    };
+    let values: Vec<f64> = results.iter().map(|result| result.value).collect();
+    let worst = values.iter().copied().min_by(|a, b| score(*a).total_cmp(&score(*b))).unwrap_or(f64::NAN);
+    let reached = median(&values);
+    let (wanted, at_worst, median_passes, worst_passes) = match gate.direction {
+        Direction::Max => (
+            format!("at least {threshold}"),
+            format!("at least {floor}"),
+            reached >= threshold,
+            worst >= floor,
+        ),
+        Direction::Min => {
+            (format!("at most {threshold}"), format!("at most {floor}"), reached <= threshold, worst <= floor)
+        }
         Direction::Equal => (
-            (reached - gate.threshold).abs() <= gate.tolerance,
-            format!("{} to within {}", gate.threshold, gate.tolerance),
+            format!("{threshold} to within {}", gate.tolerance),
+            format!("to within {floor}"),
+            (reached - threshold).abs() <= gate.tolerance,
+            (worst - threshold).abs() <= floor,
         ),
     };
     let seeds: Vec<String> =
         results.iter().map(|result| format!("seed {}: {:.6}", result.seed, result.value)).collect();
     let line = format!(
-        "{} on {} after {} steps: median {} = {reached:.6} ({}), expected {wanted}",
-        gate.algorithm,
+        "{algorithm} on {} after {} steps: median {} = {reached:.6}, expected {wanted}; worst {worst:.6}, \
+         expected {at_worst} ({})",
         gate.env_id,
         gate.steps,
         gate.metric,
         seeds.join(", "),
     );
-    if passed {
+    if median_passes && worst_passes {
         return Ok(line);
     }
     let curves: String = results
         .iter()
         .map(|result| format!("seed {}\n{}", result.seed, text_curve(&result.returns)))
         .collect();
-    bail!("{line}\nsource of the threshold: {}\nepisodic return while training:\n{curves}", gate.source)
+    bail!(
+        "{line}\nsource of the threshold: {}\nthe floor: {}\nepisodic return while training:\n{curves}",
+        gate.source,
+        gate.floor_reason
+    )
 }
 
 /// A curve as text: ten rows of the mean return over a tenth of the run each.
@@ -279,8 +284,8 @@ pub fn scratch() -> tempfile::TempDir {
 
 /// Runs `binary` with `args` and returns its exit code, standard output and standard error.
 pub fn run(binary: &str, args: &[&str]) -> (Option<i32>, String, String) {
-    let output =
-        Command::new(binary).args(args).output().unwrap_or_else(|error| panic!("starting {binary}: {error}"));
+    let output = process::output(Command::new(binary).args(args), DEADLINE);
+    let output = output.unwrap_or_else(|error| panic!("{binary} {args:?}: {error:#}"));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
@@ -485,7 +490,8 @@ impl<'a> Killer<'a> {
         let stderr = std::fs::File::create(&stderr_path).unwrap_or_else(|error| panic!("{error}"));
         let mut command = Command::new(self.binary);
         command.args(flags).stdout(Stdio::null()).stderr(stderr);
-        let mut child = command.spawn().unwrap_or_else(|error| panic!("starting {}: {error}", self.binary));
+        let mut child = process::spawn(&mut command).unwrap_or_else(|error| panic!("{error:#}"));
+        let started = Instant::now();
         let (mut seen, mut left, mut polls) = (self.saved_step(), moment.checkpoints, moment.polls);
         loop {
             if let Some(status) = child.try_wait().unwrap_or_else(|error| panic!("{error}")) {
@@ -503,6 +509,10 @@ impl<'a> Killer<'a> {
                 polls -= 1;
             } else {
                 break;
+            }
+            if started.elapsed() > DEADLINE {
+                let _ = child.kill(); // it may have ended
+                panic!("{} has not ended after {} s", self.binary, DEADLINE.as_secs());
             }
             std::thread::yield_now();
         }
@@ -543,9 +553,8 @@ pub fn timeless_metrics(run_dir: &Path) -> String {
 mod tests {
     use super::*;
 
-    fn gate(direction: Direction, threshold: f64) -> Gate {
-        Gate {
-            algorithm: "x".into(),
+    fn gate(direction: Direction, threshold: f64, floor: f64) -> Entry {
+        Entry {
             env_id: "CartPole-v1".into(),
             steps: 10,
             args: vec![],
@@ -554,9 +563,12 @@ mod tests {
             metric: "eval/episodic_return".into(),
             last: 1,
             direction,
-            threshold,
+            threshold: Some(threshold),
             tolerance: 0.5,
+            floor: Some(floor),
             source: "a source".into(),
+            floor_reason: "a reason".into(),
+            published: None,
         }
     }
 
@@ -570,29 +582,86 @@ mod tests {
     }
 
     #[test]
-    fn the_median_decides() {
-        assert!(judge(&gate(Direction::Max, 5.0), &results([0.0, 5.0, 9.0])).is_ok());
-        assert!(judge(&gate(Direction::Max, 5.1), &results([0.0, 5.0, 9.0])).is_err());
-        assert!(judge(&gate(Direction::Min, 5.0), &results([0.0, 5.0, 9.0])).is_ok());
-        assert!(judge(&gate(Direction::Min, 4.9), &results([0.0, 5.0, 9.0])).is_err());
-        assert!(judge(&gate(Direction::Equal, 5.4), &results([0.0, 5.0, 9.0])).is_ok());
-        assert!(judge(&gate(Direction::Equal, 5.6), &results([0.0, 5.0, 9.0])).is_err());
+    fn the_median_and_the_worst_seed_decide() {
+        let passes = |direction, threshold, floor, values| {
+            judge("x", &gate(direction, threshold, floor), &results(values)).is_ok()
+        };
+        assert!(passes(Direction::Max, 5.0, 0.0, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Max, 5.1, 0.0, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Max, 5.0, 0.1, [9.0, 0.0, 5.0]));
+        assert!(passes(Direction::Min, 5.0, 9.0, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Min, 4.9, 9.0, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Min, 5.0, 8.9, [9.0, 0.0, 5.0]));
+        assert!(passes(Direction::Equal, 5.4, 5.4, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Equal, 5.6, 6.0, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Equal, 5.4, 5.3, [9.0, 0.0, 5.0]));
+        assert!(!passes(Direction::Max, 5.0, 0.0, [9.0, 6.0, f64::NAN]));
+        assert!(!passes(Direction::Equal, 5.0, 9.0, [5.0, 5.0, f64::NAN]));
     }
 
     #[test]
     fn a_missed_gate_reports_curve_and_source() {
-        let report = judge(&gate(Direction::Max, 100.0), &results([1.0, 2.0, 3.0])).unwrap_err().to_string();
-        for part in ["expected at least 100", "a source", "seed 2", "█"] {
+        let gate = gate(Direction::Max, 100.0, 2.0);
+        let report = judge("x", &gate, &results([1.0, 2.0, 3.0])).unwrap_err().to_string();
+        for part in [
+            "expected at least 100",
+            "worst 1.000000, expected at least 2",
+            "a source",
+            "a reason",
+            "seed 2",
+            "█",
+        ] {
             assert!(report.contains(part), "{report}");
         }
     }
 
+    /// A program that reaches its seed's number, or fails or hangs where a gate's flag says so.
+    #[cfg(unix)]
+    const PROGRAM: &str = r#"#!/bin/sh
+while [ $# -gt 0 ]; do
+    case $1 in
+        --run-dir) dir=$2; shift ;;
+        --seed) seed=$2; shift ;;
+        --fail) fail=$2; shift ;;
+        --hang) while :; do :; done ;;
+    esac
+    shift
+done
+if [ "$seed" = "$fail" ]; then echo "error: it has failed" >&2; exit 1; fi
+mkdir -p "$dir"
+printf 'global_step,wall_seconds,tag,value\n10,0.1,eval/episodic_return,%s\n' "$seed" > "$dir/metrics.csv"
+"#;
+
+    #[cfg(unix)]
     #[test]
-    fn every_gate_names_its_source_and_no_recalled_number() {
-        for gate in gates().unwrap() {
-            assert!(gate.last >= 1, "{gate:?}");
-            assert!(!gate.source.is_empty() && !gate.source.contains("recalled"), "{gate:?}");
-            assert!(gate.seeds.len() >= 3, "{gate:?}");
-        }
+    fn all_seeds_of_all_gates_are_run_and_failures_told() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = scratch();
+        let program = dir.path().join("x");
+        std::fs::write(&program, PROGRAM).unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let with = |args: &[&str], threshold, floor| {
+            let args = args.iter().map(|arg| arg.to_string()).collect();
+            Entry { args, ..gate(Direction::Max, threshold, floor) }
+        };
+        let failures = |gate: Vec<Entry>, deadline| {
+            let thresholds =
+                Thresholds { algorithm: "x".into(), family: String::new(), gate, benchmark: vec![] };
+            failures(&thresholds, program.to_str().unwrap(), deadline)
+        };
+        let none: [&str; 0] = [];
+        let passing = with(&[], 2.0, 1.0);
+        assert_eq!(failures(vec![passing.clone(); 3], DEADLINE), none);
+        let missed = [with(&["--fail", "2"], 2.0, 1.0), with(&[], 2.5, 1.0), with(&[], 2.0, 1.5)];
+        let texts = failures([&missed[..1], &[passing], &missed[1..]].concat(), DEADLINE);
+        assert_eq!(texts.len(), 3, "{texts:?}");
+        assert!(
+            texts[0].contains("x on CartPole-v1, seed 2: exit status: 1\nerror: it has failed"),
+            "{texts:?}"
+        );
+        assert!(texts[1].contains("median eval/episodic_return = 2.000000"), "{texts:?}");
+        assert!(texts[2].contains("worst 1.000000, expected at least 1.5"), "{texts:?}");
+        let texts = failures(vec![with(&["--hang"], 2.0, 1.0)], Duration::from_millis(100));
+        assert!(texts[0].contains("was killed"), "{texts:?}");
     }
 }

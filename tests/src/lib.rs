@@ -3,10 +3,13 @@
 
 pub mod learning;
 pub mod parity;
+pub mod paths;
 pub mod pinned;
+pub mod process;
 pub mod recorded;
 pub mod scripted;
 pub mod speed;
+pub mod thresholds;
 
 pub use learning::{check, give_the_same_run, is_deterministic, refuses, resumes, survives_kills};
 pub use pinned::pinned;

@@ -9,6 +9,7 @@
 //! ```
 
 mod compare;
+mod digest;
 mod jobs;
 mod report;
 mod result;

@@ -1,6 +1,6 @@
-//! Writes what the results show: the tables of `results/README.md`, a plot and a CSV file of each
-//! learning curve, and the short table in the project's README. The same results always give the
-//! same bytes.
+//! Writes what the results show: the tables of `results/README.md`, a page for each algorithm, a
+//! plot and a CSV file of each learning curve, and the short table in the project's README. The same
+//! results always give the same bytes.
 
 use crate::jobs::{self, Entry, Measure, Tier};
 use crate::result::{RunResult, read_all, round};
@@ -10,7 +10,9 @@ use anyhow::{Context, Result};
 use common::envs::invalid;
 use common::plot::{Curve, learning_curves};
 use common::run::write_atomically;
-use regression::learning::Direction;
+use regression::learning::median;
+use regression::paths::root;
+use regression::thresholds::{Direction, FAMILIES, Reference};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +48,7 @@ struct Row {
 pub fn report(args: ReportArgs) -> Result<()> {
     let readme = match (&args.readme, &args.results) {
         (Some(readme), _) => Some(readme.clone()),
-        (None, None) => Some(jobs::root().join("README.md")),
+        (None, None) => Some(root().join("README.md")),
         (None, Some(_)) => None,
     };
     let results = args.results.unwrap_or_else(default_results);
@@ -59,7 +61,8 @@ pub fn report(args: ReportArgs) -> Result<()> {
         let rows: Vec<&Row> = rows.iter().filter(|row| row.entry.tier == tier).collect();
         write_curves(&results.join("curves").join(tier.name()), &rows)?;
     }
-    write_atomically(&results.join("README.md"), page(&rows)?.as_bytes())?;
+    write_pages(&results, &rows)?;
+    write_atomically(&results.join("README.md"), overview(&rows)?.as_bytes())?;
     if let Some((text, path)) = readme {
         write_atomically(&path, text.as_bytes())?;
     }
@@ -162,10 +165,14 @@ impl Row {
         self.seeds.iter().any(|seed| !seed.curve.steps.is_empty())
     }
 
+    /// Of the measure with this index, a value a seed.
+    fn values(&self, index: usize) -> Vec<f64> {
+        self.seeds.iter().filter_map(|seed| Some(seed.values.get(index)?.value)).collect()
+    }
+
     /// `mean ± standard deviation` of the measure with this index.
     fn result(&self, index: usize) -> String {
-        let values: Vec<f64> =
-            self.seeds.iter().filter_map(|seed| Some(seed.values.get(index)?.value)).collect();
+        let values = self.values(index);
         let decimals = decimals(mean(&values));
         format!("{:.decimals$} ± {:.decimals$}", mean(&values), variance(&values).sqrt())
     }
@@ -204,16 +211,15 @@ fn thousands(number: usize) -> String {
     text
 }
 
-/// A number as it was written in the list of jobs, with what must hold for it.
+/// What a gate demands of the median.
 fn reference(measure: &Measure) -> String {
     let Some(reference) = &measure.reference else { return "–".into() };
-    let std = reference.std.map_or(String::new(), |std| format!(" ± {std}"));
     let sign = match measure.direction {
-        Direction::Max => "≥ ",
-        Direction::Min => "≤ ",
-        Direction::Equal => "= ",
+        Direction::Max => "≥",
+        Direction::Min => "≤",
+        Direction::Equal => "=",
     };
-    format!("{}{}{std}", sign, reference.value)
+    format!("{sign} {}", reference.value)
 }
 
 /// What a measure is, in words.
@@ -227,83 +233,230 @@ fn describe(measure: &Measure) -> String {
     }
 }
 
-/// `results/README.md`.
-fn page(rows: &[Row]) -> Result<String> {
-    let mut page = "# Results\n\n\
-        Written by `cargo run -p regression -- report` from the files in [runs](runs), one a seed, which \
-        `cargo run -p regression -- run` makes.\n\n\
-        Result: mean ± standard deviation over seeds of the evaluation after training (mean return of 100 \
-        episodes), or of the training return, exploration included, over the last episodes. Seconds: training \
-        time of one seed on one thread. Curves: mean over seeds with the 95 % bootstrap interval of that mean; \
-        their numbers are in [curves](curves).\n"
-        .to_string();
-    let cpus: BTreeSet<&str> = rows.iter().flat_map(|row| &row.seeds).map(|seed| seed.cpu.as_str()).collect();
-    let cpus: Vec<&str> = cpus.into_iter().collect();
-    page += &format!("\nMeasured on: {}.\n", cpus.join("; "));
-    for (tier, title, column) in
-        [(Tier::Test, "Tests", "required"), (Tier::Benchmark, "Benchmark", "published")]
-    {
-        let rows: Vec<&Row> = rows.iter().filter(|row| row.entry.tier == tier).collect();
-        if rows.is_empty() {
-            continue;
-        }
-        let list = if tier == Tier::Test { "thresholds" } else { "benchmark" };
-        page += &format!("\n## {title}\n\nThe jobs are in [tests/{list}.toml](../tests/{list}.toml).\n\n");
-        page += &format!(
-            "| algorithm | environment | steps | measure | result | seeds | {column} | seconds | steps/s |\n\
-             |---|---|---:|---|---:|---:|---:|---:|---:|\n"
-        );
-        let mut sources: Vec<String> = Vec::new();
-        for row in &rows {
-            for (i, measure) in row.entry.measures.iter().enumerate() {
-                page += &line(row, i, measure, &mut sources);
+/// An algorithm and its rows.
+type OfAlgorithm<'a> = (&'a str, Vec<&'a Row>);
+
+/// The rows of each family that has any, algorithm by algorithm: the tests' rows, then the others.
+fn by_family(rows: &[Row]) -> Vec<(&'static str, Vec<OfAlgorithm<'_>>)> {
+    let mut families = Vec::new();
+    for family in FAMILIES {
+        let mut algorithms: Vec<OfAlgorithm> = Vec::new();
+        for row in rows.iter().filter(|row| row.entry.family == family) {
+            match algorithms.iter_mut().find(|(name, _)| *name == row.entry.algorithm) {
+                Some((_, of_it)) => of_it.push(row),
+                None => algorithms.push((&row.entry.algorithm, vec![row])),
             }
         }
-        page += "\n";
-        for (i, source) in sources.iter().enumerate() {
-            page += &format!("{}. {source}\n", i + 1);
+        if !algorithms.is_empty() {
+            families.push((family, algorithms));
         }
-        page += "\n";
-        for row in rows.iter().filter(|row| row.has_curve()) {
-            let name = row.entry.name();
-            let alt = format!("{} on {}: {}", row.entry.algorithm, row.entry.env_id, row.result(0));
-            page += &format!("<img src=\"curves/{}/{name}.png\" width=\"420\" alt=\"{alt}\">\n", tier.name());
+    }
+    families
+}
+
+/// The environment with the name of what is special about the training.
+fn environment(entry: &Entry) -> String {
+    let Entry { env_id, variant, .. } = entry;
+    if variant.is_empty() { env_id.clone() } else { format!("{env_id} ({variant})") }
+}
+
+/// `results/README.md`: a table for each family.
+fn overview(rows: &[Row]) -> Result<String> {
+    let cpus: BTreeSet<&str> = rows.iter().flat_map(|row| &row.seeds).map(|seed| seed.cpu.as_str()).collect();
+    let cpus: Vec<&str> = cpus.into_iter().collect();
+    let mut page = format!(
+        "# Results\n\n\
+         Written by `cargo run -p regression -- report` from the files in [runs](runs), one a seed, which \
+         `cargo run -p regression -- run` makes. Each algorithm has a page with its curves, the sources of what it \
+         is compared with, its flags and its deviations from the paper.\n\n\
+         Result: mean ± standard deviation over seeds of the evaluation after training (mean return of 100 \
+         episodes) or, where it says so, of the training return, exploration included, over the last episodes. \
+         Compared with: what the learning test demands of the median (≥, ≤, =), or a published result. Seconds: \
+         training time of one seed on one thread. Measured on: {}.\n",
+        cpus.join("; ")
+    );
+    for (family, algorithms) in by_family(rows) {
+        page += &format!(
+            "\n## {family}\n\n\
+             | algorithm | environment | steps | result | seeds | compared with | seconds | steps/s |\n\
+             |---|---|---:|---:|---:|---:|---:|---:|\n"
+        );
+        for (algorithm, rows) in algorithms {
+            let mut name = format!("[{}]({algorithm}.md)", title(algorithm)?);
+            for row in rows {
+                for (i, measure) in row.entry.measures.iter().enumerate() {
+                    let what = match measure.metric.as_str() {
+                        "eval/episodic_return" => String::new(),
+                        _ => format!(" ({})", describe(measure)),
+                    };
+                    page += &format!(
+                        "| {name} | {} | {} | {}{what} | {} | {} | {} | {} |\n",
+                        environment(&row.entry),
+                        thousands(row.entry.steps),
+                        row.result(i),
+                        row.seeds.len(),
+                        compared(row.entry.tier, measure),
+                        row.seconds(),
+                        row.steps_per_second(),
+                    );
+                    name = String::new(); // once an algorithm
+                }
+            }
         }
     }
     Ok(page)
 }
 
-/// A line of a table; a source that is new is added to `sources`.
-fn line(row: &Row, index: usize, measure: &Measure, sources: &mut Vec<String>) -> String {
-    let Entry { tier, algorithm, env_id, steps, args, .. } = &row.entry;
-    let flags = if args.is_empty() { String::new() } else { format!(" `{}`", args.join(" ")) };
-    let mut reference = match tier {
-        Tier::Test => reference(measure),
-        // A published result is no bound.
-        Tier::Benchmark => reference(measure).trim_start_matches("≥ ").to_string(),
-    };
-    if let Some(published) = &measure.reference {
-        let note = if published.note.is_empty() { String::new() } else { format!(" ({})", published.note) };
-        let source = format!("{}{note}", published.source);
-        let number = sources.iter().position(|known| *known == source).unwrap_or_else(|| {
-            sources.push(source);
-            sources.len() - 1
-        });
-        reference += &format!(" [{}]", number + 1);
+/// What a measure is compared with, in a table.
+fn compared(tier: Tier, measure: &Measure) -> String {
+    match (tier, &measure.reference) {
+        (Tier::Benchmark, Some(published)) => format!("{}: {}", published.label, number(published)),
+        _ => reference(measure),
     }
+}
+
+/// A published number with its spread.
+fn number(reference: &Reference) -> String {
+    reference.std.map_or(reference.value.to_string(), |std| format!("{} ± {std}", reference.value))
+}
+
+/// The first line of the page of an algorithm, by which an old one is known.
+const WRITTEN: &str = "<!-- written by `cargo run -p regression -- report` -->\n";
+
+/// `results/NAME.md`.
+fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
+    let header = header(algorithm)?;
+    let mut page = format!(
+        "{WRITTEN}# {}\n\n[algorithms/{algorithm}/src/main.rs](../algorithms/{algorithm}/src/main.rs) · \
+         [all results](README.md)\n",
+        title(algorithm)?
+    );
+    if let Some(paper) = &header.paper {
+        page += &format!("\n{paper}\n");
+    }
+    if let Some(deviations) = &header.deviations {
+        page += &format!("\n## Deviations from the paper\n\n{deviations}\n");
+    }
+    for (tier, title, columns) in [
+        (Tier::Test, "What the learning test demands", "| median | required | worst | required | "),
+        (Tier::Benchmark, "Beside published results", "| result | published | "),
+    ] {
+        let rows: Vec<&&Row> = rows.iter().filter(|row| row.entry.tier == tier).collect();
+        if rows.is_empty() {
+            continue;
+        }
+        let head = format!("| environment | steps | measure {columns}seeds | seconds | steps/s |\n");
+        let aligned = head.matches('|').count() - 4;
+        page += &format!("\n## {title}\n\n{head}|---|---:|---|{}\n", "---:|".repeat(aligned));
+        let mut notes: Vec<String> = Vec::new();
+        for row in &rows {
+            for (i, measure) in row.entry.measures.iter().enumerate() {
+                page += &line(row, i, measure, &mut notes);
+            }
+        }
+        page += "\n";
+        for (i, note) in notes.iter().enumerate() {
+            page += &format!("{}. {note}\n", i + 1);
+        }
+        page += "\n```sh\n";
+        for Row { entry: Entry { env_id, steps, args, .. }, .. } in &rows {
+            let flags: String = args.iter().map(|arg| format!(" {arg}")).collect();
+            page +=
+                &format!("cargo run -p {algorithm} -- --env-id {env_id} --total-timesteps {steps}{flags}\n");
+        }
+        page += "```\n";
+        let curves: Vec<&&&Row> = rows.iter().filter(|row| row.has_curve()).collect();
+        if !curves.is_empty() {
+            page += "\nMean over seeds with the 95 % bootstrap interval of that mean; the numbers are in \
+                     files of the same name ending in `.csv`.\n\n";
+        }
+        for row in curves {
+            let alt = format!("{} on {}: {}", algorithm, environment(&row.entry), row.result(0));
+            let (tier, name) = (tier.name(), row.entry.name());
+            page += &format!("<img src=\"curves/{tier}/{name}.png\" width=\"420\" alt=\"{alt}\">\n");
+        }
+    }
+    Ok(page)
+}
+
+/// A line of an algorithm's table; a note that is new is added to `notes`.
+fn line(row: &Row, index: usize, measure: &Measure, notes: &mut Vec<String>) -> String {
+    let mut note = |text: String| {
+        let number = notes.iter().position(|known| *known == text).unwrap_or_else(|| {
+            notes.push(text);
+            notes.len() - 1
+        });
+        format!(" [{}]", number + 1)
+    };
+    let values: Vec<f64> = row.values(index);
+    let numbers = match row.entry.tier {
+        Tier::Test => {
+            let of = measure.reference.as_ref().map_or(String::new(), |r| note(r.source.clone()));
+            let floor = measure.floor.map_or("–".into(), |floor| match measure.direction {
+                Direction::Max => format!("≥ {floor}"),
+                Direction::Min => format!("≤ {floor}"),
+                Direction::Equal => format!("to within {floor}"),
+            });
+            let reason = if measure.floor_reason.is_empty() {
+                String::new()
+            } else {
+                note(measure.floor_reason.clone())
+            };
+            let (median, worst) = (median(&values), worst(&values, measure));
+            let decimals = decimals(median);
+            format!("{median:.decimals$} | {}{of} | {worst:.decimals$} | {floor}{reason}", reference(measure))
+        }
+        Tier::Benchmark => {
+            let published = measure.reference.as_ref().map_or("–".into(), |published| {
+                let more =
+                    if published.note.is_empty() { String::new() } else { format!(" ({})", published.note) };
+                format!("{}{}", number(published), note(format!("{}{more}", published.source)))
+            });
+            format!("{} | {published}", row.result(index))
+        }
+    };
     format!(
-        "| [{algorithm}](../algorithms/{algorithm}/src/main.rs){flags} | {env_id} | {} | {} | {} | {} | \
-         {reference} | {} | {} |\n",
-        thousands(*steps),
+        "| {} | {} | {} | {numbers} | {} | {} | {} |\n",
+        environment(&row.entry),
+        thousands(row.entry.steps),
         describe(measure),
-        row.result(index),
         row.seeds.len(),
         row.seconds(),
         row.steps_per_second(),
     )
 }
 
-/// The text of `readme` with the table renewed: one line an algorithm, of the tests.
+/// The value that is furthest from what is wanted.
+fn worst(values: &[f64], measure: &Measure) -> f64 {
+    let target = measure.reference.as_ref().map_or(0.0, |reference| reference.value);
+    let badness = |value: f64| match measure.direction {
+        Direction::Max => -value,
+        Direction::Min => value,
+        Direction::Equal => (value - target).abs(),
+    };
+    values.iter().copied().max_by(|a, b| badness(*a).total_cmp(&badness(*b))).unwrap_or(f64::NAN)
+}
+
+/// Writes a page for each algorithm and removes those of algorithms that have no results any more.
+fn write_pages(results: &Path, rows: &[Row]) -> Result<()> {
+    let mut written = BTreeSet::new();
+    for (algorithm, rows) in by_family(rows).into_iter().flat_map(|(_, algorithms)| algorithms) {
+        let file = format!("{algorithm}.md");
+        write_atomically(&results.join(&file), page(algorithm, &rows)?.as_bytes())?;
+        written.insert(file);
+    }
+    for item in fs::read_dir(results)? {
+        let path = item?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let ours = || fs::read_to_string(&path).is_ok_and(|text| text.starts_with(WRITTEN));
+        if name.ends_with(".md") && !written.contains(&name) && ours() {
+            fs::remove_file(&path).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
+}
+
+/// The text of `readme` with the table renewed: one line an algorithm, by family.
 fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
     let shown = readme.display();
     let text = match fs::read_to_string(readme) {
@@ -320,53 +473,94 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
         let results = results.display();
         return invalid(format!("--readme {shown}: {results} must be below its folder, to be linked"));
     };
-    let link = folder.join("README.md").to_string_lossy().replace('\\', "/");
+    let link = |file: String| folder.join(file).to_string_lossy().replace('\\', "/");
 
     let mut table = "| algorithm | environment | steps | return | required | seconds |\n\
                      |---|---|---:|---:|---:|---:|\n"
         .to_string();
-    let mut seen = BTreeSet::new();
-    for row in rows.iter().filter(|row| row.entry.tier == Tier::Test) {
-        let algorithm = row.entry.algorithm.as_str();
-        if !seen.insert(algorithm) {
-            continue;
+    for (family, algorithms) in by_family(rows) {
+        table += &format!("| **{family}** | | | | | |\n");
+        for (algorithm, rows) in algorithms {
+            // The algorithm's first evaluation, or else what is nearest to it.
+            let of_it = || {
+                let rows = rows.iter().filter(|row| row.entry.tier == Tier::Test);
+                rows.flat_map(|row| row.entry.measures.iter().enumerate().map(move |(i, m)| (row, i, m)))
+            };
+            let with = |metric: &str| of_it().find(|(_, _, measure)| measure.metric == metric);
+            let chosen = with("eval/episodic_return").or_else(|| with("charts/episodic_return"));
+            let Some((row, index, measure)) = chosen.or_else(|| of_it().next()) else { continue };
+            table += &format!(
+                "| [{}](algorithms/{algorithm}/src/main.rs) | {} | {} | [{}]({}) | {} | {} |\n",
+                title(algorithm)?,
+                environment(&row.entry),
+                thousands(row.entry.steps),
+                row.result(index),
+                link(format!("{algorithm}.md")),
+                reference(measure),
+                row.seconds(),
+            );
         }
-        // The algorithm's first evaluation, or else what is nearest to it.
-        let of_it = || {
-            let rows =
-                rows.iter().filter(|row| row.entry.tier == Tier::Test && row.entry.algorithm == algorithm);
-            rows.flat_map(|row| row.entry.measures.iter().enumerate().map(move |(i, m)| (row, i, m)))
-        };
-        let with = |metric: &str| of_it().find(|(_, _, measure)| measure.metric == metric);
-        let chosen = with("eval/episodic_return").or_else(|| with("charts/episodic_return"));
-        let Some((row, index, measure)) = chosen.or_else(|| of_it().next()) else { continue };
-        let args = &row.entry.args;
-        let flags = if args.is_empty() { String::new() } else { format!(" `{}`", args.join(" ")) };
-        table += &format!(
-            "| [{}](algorithms/{algorithm}/src/main.rs){flags} | {} | {} | {} | {} | {} |\n",
-            title(algorithm)?,
-            row.entry.env_id,
-            thousands(row.entry.steps),
-            row.result(index),
-            reference(measure),
-            row.seconds(),
-        );
     }
+    let all = link("README.md".into());
     table += &format!(
         "\nReturn: mean ± standard deviation over seeds, of the evaluation after training or, where there is \
-         none, of the training return. Required: what the learning test demands of the median. Seconds: training time of one seed, one thread. [{link}]({link}) has all results, their \
-         sources and curves.\n"
+         none, of the training return; it leads to the algorithm's page with all of its results, curves and \
+         deviations from the paper. Required: what the learning test demands of the median. Seconds: training \
+         time of one seed, one thread. [{all}]({all}) has everything on one page.\n"
     );
     Ok(format!("{}{table}{}", &text[..start + first.len()], &text[end..]))
 }
 
-/// What the algorithm's file calls itself in its first line, up to a colon.
-fn title(algorithm: &str) -> Result<String> {
-    let path = jobs::root().join("algorithms").join(algorithm).join("src/main.rs");
+/// What the first lines of an algorithm's file say.
+#[derive(Debug, Default, PartialEq)]
+struct Header {
+    /// Its title, up to a colon.
+    title: Option<String>,
+    /// The paragraph after that.
+    paper: Option<String>,
+    /// What is said from the word "Deviations" on, up to how it is run.
+    deviations: Option<String>,
+}
+
+fn header(algorithm: &str) -> Result<Header> {
+    let path = root().join("algorithms").join(algorithm).join("src/main.rs");
     let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    let heading = text.lines().next().and_then(|line| line.strip_prefix("//! # "));
-    let title = heading.and_then(|heading| heading.split(": ").next()).unwrap_or(algorithm);
-    Ok(title.to_string())
+    Ok(Header::parse(&text))
+}
+
+impl Header {
+    fn parse(text: &str) -> Self {
+        let comment = |line: &str| -> Option<String> {
+            let line = line.strip_prefix("//!")?;
+            Some(line.strip_prefix(' ').unwrap_or(line).to_string())
+        };
+        let lines: Vec<String> = text.lines().map_while(comment).collect();
+        let heading = lines.first().and_then(|line| line.strip_prefix("# "));
+        let joined = |lines: &[String]| {
+            let text = lines.join("\n").trim().to_string();
+            (!text.is_empty()).then_some(text)
+        };
+        let end_of_paper = lines.iter().skip(2).position(String::is_empty).map_or(lines.len(), |i| i + 2);
+        let bare = |line: &str| line.trim_start_matches(['#', '*', ' ']).to_string();
+        let start = lines.iter().position(|line| bare(line).starts_with("Deviation"));
+        let deviations = start.and_then(|start| {
+            // A heading of the file's own is replaced by the page's.
+            let start = start + usize::from(lines[start].starts_with('#'));
+            let is_end = |line: &String| line.starts_with('#') || line.starts_with("Run `cargo");
+            let end = lines[start..].iter().position(is_end).map_or(lines.len(), |i| start + i);
+            joined(&lines[start..end])
+        });
+        Self {
+            title: heading.map(|heading| heading.split(": ").next().unwrap_or(heading).to_string()),
+            paper: heading.and_then(|_| joined(lines.get(2..end_of_paper)?)),
+            deviations,
+        }
+    }
+}
+
+/// What the algorithm's file calls itself, or the name of its package.
+fn title(algorithm: &str) -> Result<String> {
+    Ok(header(algorithm)?.title.unwrap_or_else(|| algorithm.to_string()))
 }
 
 #[cfg(test)]
@@ -379,6 +573,21 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000_000), "1,000,000");
         assert_eq!([decimals(9583.2), decimals(-146.3), decimals(-8.1), decimals(0.74)], [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn headers_are_read() {
+        let header = Header::parse(
+            "//! # Name (N): more\n//!\n//! Author (2000),\n//! arXiv.\n//!\n//! Text.\n//!\n//! Deviations from it: one;\n\
+             //! two.\n//!\n//! And three.\n//!\n//! Run `cargo run -p n`.\n\nuse x;\n//! no\n",
+        );
+        assert_eq!(header.title.as_deref(), Some("Name (N)"));
+        assert_eq!(header.paper.as_deref(), Some("Author (2000),\narXiv."));
+        assert_eq!(header.deviations.as_deref(), Some("Deviations from it: one;\ntwo.\n\nAnd three."));
+        let header =
+            Header::parse("//! # N\n//!\n//! A.\n//!\n//! ## Deviations\n//! - one\n//! ## Use\n//! x");
+        assert_eq!(header.deviations.as_deref(), Some("- one"));
+        assert_eq!(Header::parse("use x;\n"), Header::default());
     }
 
     #[test]

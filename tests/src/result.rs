@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use common::cli::Evaluation;
 use common::envs::invalid;
 use common::run::write_atomically;
-use regression::learning::{Row, mean_of_last, read_metrics};
+use regression::learning::{Row, Summary, mean_of_last, read_metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::collections::BTreeMap;
@@ -30,7 +30,7 @@ pub struct RunResult {
     pub args: Vec<String>,
     /// Of the settings; see [`Entry::config_digest`].
     pub config_digest: String,
-    /// Of the sources; see [`crate::jobs::source_digest`].
+    /// Of the sources; see [`crate::digest::source_digest`].
     pub source_digest: String,
     /// Version of the algorithm's package.
     pub version: String,
@@ -67,25 +67,13 @@ pub struct StoredCurve {
     pub returns: Vec<f64>,
 }
 
-/// What is read of a run's `summary.json`.
-#[derive(Deserialize)]
-struct Summary {
-    wall_seconds: f64,
-    sps: f64,
-    eval: Evaluation,
-    version: String,
-    cpu: String,
-}
-
 impl RunResult {
     /// Takes the result of `entry` from a finished run's directory.
     ///
     /// # Errors
     /// A run that is not finished or has too few rows of a metric.
     pub fn harvest(entry: &Entry, seed: u64, source_digest: &str, run_dir: &Path) -> Result<Self> {
-        let path = run_dir.join("summary.json");
-        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let summary: Summary = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let summary = Summary::read(run_dir)?;
         let rows = read_metrics(&run_dir.join("metrics.csv"))?;
         let mut values = Vec::new();
         for measure in &entry.measures {

@@ -3,6 +3,7 @@
 //! A job is done if its file has the digests of the present settings and sources. One that was
 //! interrupted goes on from its checkpoint the next time.
 
+use crate::digest::source_digest;
 use crate::jobs::{self, Entry, Shard, Tier};
 use crate::result::{self, RunResult};
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,8 @@ use common::envs::invalid;
 use common::run::Interrupted;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use regression::learning::skipped;
+use regression::paths::root;
+use regression::process;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
@@ -73,7 +76,7 @@ pub struct RunnerArgs {
 
 /// The project's own folder of results.
 pub fn default_results() -> PathBuf {
-    jobs::root().join("results")
+    root().join("results")
 }
 
 /// One seed of an entry.
@@ -143,12 +146,8 @@ impl Job<'_> {
                 .arg(&run_dir)
                 .args(&self.entry.args);
         }
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(stderr.open(self.stderr())?)
-            .spawn()
-            .with_context(|| format!("starting {}", program.display()))
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.open(self.stderr())?);
+        process::spawn(&mut command)
     }
 
     /// Removes what is left of this seed's runs of other settings or sources.
@@ -217,18 +216,12 @@ pub fn run(args: RunnerArgs) -> Result<()> {
         return invalid(format!("--first-seed {}: leaves no room for {} seeds", args.first_seed, args.seeds));
     };
     let results = args.results.clone().unwrap_or_else(default_results);
-    let work = args.work.clone().unwrap_or_else(|| jobs::root().join("target/regression"));
+    let work = args.work.clone().unwrap_or_else(|| root().join("target/regression"));
 
-    let mut digests: BTreeMap<&str, String> = BTreeMap::new();
-    for entry in &entries {
-        if !digests.contains_key(entry.algorithm.as_str()) {
-            let digest = jobs::source_digest(&jobs::root(), &entry.algorithm)?;
-            digests.insert(&entry.algorithm, digest);
-        }
-    }
+    let digest = |entry: &Entry| source_digest(&root(), &entry.algorithm, &entry.env_id);
+    let digests = entries.iter().map(digest).collect::<Result<Vec<_>>>()?;
     let mut all = Vec::new();
-    for entry in &entries {
-        let source_digest = digests[entry.algorithm.as_str()].as_str();
+    for (entry, source_digest) in entries.iter().zip(&digests) {
         let folder = work.join(args.tier.name()).join(entry.name());
         let digest = format!("{}{source_digest}", entry.config_digest());
         all.extend((args.first_seed..=last_seed).map(|seed| Job {
@@ -321,7 +314,7 @@ fn build_programs(algorithms: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBu
     let output = Command::new(cargo)
         .args(["build", "--workspace", "--message-format=json-render-diagnostics"])
         .args(algorithms.iter().flat_map(|name| ["--bin", name]))
-        .current_dir(jobs::root())
+        .current_dir(root())
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo; --bin-dir takes programs that are built already")?;
@@ -508,13 +501,9 @@ impl<'a> Pool<'a> {
 fn send_interrupt(child: &Child) {
     #[cfg(unix)]
     {
-        unsafe extern "C" {
-            fn kill(pid: i32, signal: i32) -> i32;
-        }
-        const SIGINT: i32 = 2;
         if let Ok(pid) = i32::try_from(child.id()) {
             // SAFETY: kill takes two integers; the child has not been waited for, so its id is its own.
-            unsafe { kill(pid, SIGINT) };
+            unsafe { libc::kill(pid, libc::SIGINT) };
         }
     }
     #[cfg(not(unix))]

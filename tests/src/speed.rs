@@ -81,7 +81,7 @@ pub fn speed(args: SpeedArgs) -> Result<()> {
     let output = match &args.output {
         Some(file) => Some(file.clone()),
         // A table without the peers would replace one with them.
-        None if args.rows.is_empty() && args.peers => Some(repository().join("results/speed.md")),
+        None if args.rows.is_empty() && args.peers => Some(crate::paths::root().join("results/speed.md")),
         None => None,
     };
     if let Some(file) = &output {
@@ -175,11 +175,6 @@ fn measure(row: Row, tools: &Tools, runs: usize) -> Measured {
 /// An error as one line.
 fn reason(error: &anyhow::Error) -> String {
     format!("{error:#}").split_whitespace().collect::<Vec<_>>().join(" ")
-}
-
-/// The folder that the workspace is in.
-fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
 #[cfg(test)]

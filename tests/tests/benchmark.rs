@@ -6,6 +6,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
@@ -35,7 +36,8 @@ if [ -e "$here/fail-$seed" ]; then
 fi
 if [ -e "$here/hang" ]; then
     trap 'touch "$dir/checkpoint.safetensors"; exit 130' INT
-    touch "$here/hanging"
+    echo $$ > "$here/hanging.new"
+    mv "$here/hanging.new" "$here/hanging"
     while :; do :; done
 fi
 score=$((400 + seed + $(cat "$here/bonus")))
@@ -195,7 +197,9 @@ fn an_interrupted_run_goes_on_where_it_was() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
+    let started = Instant::now();
     while !place.path("bin/hanging").exists() {
+        assert!(started.elapsed() < Duration::from_secs(300), "the program is not started");
         assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
         std::thread::yield_now();
     }
@@ -211,6 +215,32 @@ fn an_interrupted_run_goes_on_where_it_was() {
     place.run("results", &["--seeds", "2"], 0);
     assert_eq!(place.log(), ["1 resumed=yes", "2 resumed=no"]);
     assert!(contents(&place.path("work")).is_empty());
+}
+
+/// A runner that is killed leaves no program training behind.
+#[cfg(target_os = "linux")]
+#[test]
+fn programs_end_with_the_runner() {
+    let place = Place::new();
+    fs::write(place.path("bin/hang"), "").unwrap();
+    let mut command = place.command("results", &["--seeds", "1"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let within = |what: &str, condition: &mut dyn FnMut() -> bool| {
+        let started = Instant::now();
+        while !condition() {
+            assert!(started.elapsed() < Duration::from_secs(300), "{what}");
+            std::thread::yield_now();
+        }
+    };
+    within("the program is not started", &mut || place.path("bin/hanging").exists());
+    let pid = fs::read_to_string(place.path("bin/hanging")).unwrap();
+    let process = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    // It is gone, or a zombie that nobody has waited for.
+    within("the program goes on", &mut || {
+        fs::read_to_string(&process).map_or(true, |stat| stat.contains(") Z "))
+    });
 }
 
 #[test]
@@ -274,8 +304,16 @@ fn the_report_is_a_function_of_the_results() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     let first = contents(place.0.path());
 
-    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
-    assert!(page.contains("| 402.0 ± 1.0 | 3 | ≥ 475 [1] | 0.2 | 1,600 |"), "{page}");
+    let read = |name: &str| fs::read_to_string(place.path(name)).unwrap();
+    let overview = read("results/README.md");
+    assert!(overview.contains("\n## Policy gradient and actor-critic\n"), "{overview}");
+    assert!(
+        overview.contains("](ppo.md) | CartPole-v1 | 100,000 | 402.0 ± 1.0 | 3 | ≥ 475 | 0.2 | 1,600 |"),
+        "{overview}"
+    );
+    let page = read("results/ppo.md");
+    assert!(page.contains("| 402.0 | ≥ 475 [1] | 401.0 | ≥ 250 [2] | 3 | 0.2 | 1,600 |"), "{page}");
+    assert!(page.contains("cargo run -p ppo -- --env-id CartPole-v1 --total-timesteps 100000\n"), "{page}");
     let curves = place.path("results/curves/test");
     assert!(page.contains("curves/test/ppo__CartPole-v1.png"), "{page}");
     assert!(curves.join("ppo__CartPole-v1.png").exists());
@@ -290,11 +328,15 @@ fn the_report_is_a_function_of_the_results() {
             && text.ends_with("<!-- /results -->\nafter\n")
     );
     assert!(
-        text.contains("| CartPole-v1 | 100,000 | 402.0 ± 1.0 | ≥ 475 |") && !text.contains("old"),
+        text.contains("| CartPole-v1 | 100,000 | [402.0 ± 1.0](results/ppo.md) | ≥ 475 |")
+            && text.contains("| **Policy gradient and actor-critic** |")
+            && !text.contains("old"),
         "{text}"
     );
 
     fs::write(curves.join("sarsa__CartPole-v1.png"), "of an algorithm that is gone").unwrap();
+    let first_line = page.lines().next().unwrap();
+    fs::write(place.path("results/sarsa.md"), format!("{first_line}\nof the same")).unwrap();
     assert_eq!(report().status.code(), Some(0));
     assert!(first == contents(place.0.path()), "the second report differs");
 
@@ -305,8 +347,8 @@ fn the_report_is_a_function_of_the_results() {
     fs::write(place.result(1), value.to_string()).unwrap();
     let stderr = String::from_utf8(report().stderr).unwrap();
     assert!(stderr.contains("test ppo__CartPole-v1, seed 1: left out"), "{stderr}");
-    let page = fs::read_to_string(place.path("results/README.md")).unwrap();
-    assert!(page.contains("| 402.5 ± 0.7 | 2 |"), "{page}");
+    let overview = read("results/README.md");
+    assert!(overview.contains("| 402.5 ± 0.7 | 2 |"), "{overview}");
 }
 
 #[test]

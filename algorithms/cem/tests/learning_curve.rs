@@ -4,7 +4,7 @@ const CEM: &str = env!("CARGO_BIN_EXE_cem");
 
 #[test]
 fn plans_well() {
-    regression::check("cem", CEM);
+    regression::check(env!("CARGO_MANIFEST_DIR"), CEM);
 }
 
 #[test]

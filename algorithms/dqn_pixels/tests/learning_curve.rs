@@ -4,7 +4,7 @@ const DQN: &str = env!("CARGO_BIN_EXE_dqn_pixels");
 
 #[test]
 fn learns() {
-    regression::check("dqn_pixels", DQN);
+    regression::check(env!("CARGO_MANIFEST_DIR"), DQN);
 }
 
 #[test]

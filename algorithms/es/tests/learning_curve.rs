@@ -5,7 +5,7 @@ const ES: &str = env!("CARGO_BIN_EXE_es");
 
 #[test]
 fn learns() {
-    regression::check("es", ES);
+    regression::check(env!("CARGO_MANIFEST_DIR"), ES);
 }
 
 #[test]

@@ -6,7 +6,7 @@ const IMPALA: &str = env!("CARGO_BIN_EXE_impala");
 
 #[test]
 fn learns() {
-    regression::check("impala", IMPALA);
+    regression::check(env!("CARGO_MANIFEST_DIR"), IMPALA);
 }
 
 #[test]

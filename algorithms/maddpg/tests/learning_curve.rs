@@ -5,7 +5,7 @@ const MADDPG: &str = env!("CARGO_BIN_EXE_maddpg");
 
 #[test]
 fn learns() {
-    regression::check("maddpg", MADDPG);
+    regression::check(env!("CARGO_MANIFEST_DIR"), MADDPG);
 }
 
 #[test]

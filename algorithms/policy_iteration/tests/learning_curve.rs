@@ -4,7 +4,7 @@ const POLICY_ITERATION: &str = env!("CARGO_BIN_EXE_policy_iteration");
 
 #[test]
 fn learns() {
-    regression::check("policy_iteration", POLICY_ITERATION);
+    regression::check(env!("CARGO_MANIFEST_DIR"), POLICY_ITERATION);
 }
 
 #[test]

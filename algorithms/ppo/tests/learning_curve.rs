@@ -4,7 +4,7 @@ const PPO: &str = env!("CARGO_BIN_EXE_ppo");
 
 #[test]
 fn learns() {
-    regression::check("ppo", PPO);
+    regression::check(env!("CARGO_MANIFEST_DIR"), PPO);
 }
 
 #[test]

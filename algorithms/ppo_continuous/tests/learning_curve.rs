@@ -5,7 +5,7 @@ const PPO_CONTINUOUS: &str = env!("CARGO_BIN_EXE_ppo_continuous");
 
 #[test]
 fn learns() {
-    regression::check("ppo_continuous", PPO_CONTINUOUS);
+    regression::check(env!("CARGO_MANIFEST_DIR"), PPO_CONTINUOUS);
 }
 
 #[test]

@@ -4,7 +4,7 @@ const Q_LEARNING: &str = env!("CARGO_BIN_EXE_q_learning");
 
 #[test]
 fn learns() {
-    regression::check("q_learning", Q_LEARNING);
+    regression::check(env!("CARGO_MANIFEST_DIR"), Q_LEARNING);
 }
 
 #[test]

@@ -5,7 +5,7 @@ const REINFORCE: &str = env!("CARGO_BIN_EXE_reinforce");
 
 #[test]
 fn learns() {
-    regression::check("reinforce", REINFORCE);
+    regression::check(env!("CARGO_MANIFEST_DIR"), REINFORCE);
 }
 
 #[test]

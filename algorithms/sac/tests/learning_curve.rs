@@ -4,7 +4,7 @@ const SAC: &str = env!("CARGO_BIN_EXE_sac");
 
 #[test]
 fn learns() {
-    regression::check("sac", SAC);
+    regression::check(env!("CARGO_MANIFEST_DIR"), SAC);
 }
 
 /// A short run that gets as far as learning.

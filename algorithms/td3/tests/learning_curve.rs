@@ -4,7 +4,7 @@ const TD3: &str = env!("CARGO_BIN_EXE_td3");
 
 #[test]
 fn learns() {
-    regression::check("td3", TD3);
+    regression::check(env!("CARGO_MANIFEST_DIR"), TD3);
 }
 
 /// A short run that gets as far as learning.

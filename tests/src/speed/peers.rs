@@ -2,6 +2,7 @@
 
 use super::Run;
 use super::process::Process;
+use crate::paths;
 use anyhow::bail;
 use envs::{Result, invalid};
 use std::collections::BTreeMap;
@@ -68,8 +69,7 @@ impl Python {
     /// # Errors
     /// It cannot be run.
     pub fn find(interpreter: Option<OsString>) -> Result<Self> {
-        let variable = || std::env::var_os("PLAINRL_PYTHON").filter(|name| !name.is_empty());
-        let interpreter = interpreter.or_else(variable).unwrap_or_else(|| "python3".into());
+        let interpreter = interpreter.unwrap_or_else(paths::python);
         // Peers run in folders of their own, where a relative path would mean another file.
         let is_path = Path::new(&interpreter).components().count() > 1;
         let interpreter = if is_path { std::path::absolute(interpreter)?.into() } else { interpreter };
@@ -109,7 +109,7 @@ impl Python {
 }
 
 fn script(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("peers").join(name)
+    paths::root().join("tests/peers").join(name)
 }
 
 /// What a peer does. Steps are those of one run.

@@ -13,7 +13,7 @@ pub fn machine(python: Option<&Python>) -> Vec<String> {
     let release = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
     let system = release.lines().find_map(|line| line.strip_prefix("PRETTY_NAME="));
     let system = system.map_or(std::env::consts::OS, |name| name.trim_matches('"'));
-    let lock = std::fs::read_to_string(super::repository().join("Cargo.lock")).unwrap_or_default();
+    let lock = std::fs::read_to_string(crate::paths::root().join("Cargo.lock")).unwrap_or_default();
     let mut rust = vec![format!("rustc {}", rustc().unwrap_or("unknown".into()))];
     rust.push(format!("PlainRL {}", env!("CARGO_PKG_VERSION")));
     rust.extend(["candle-core", "gemm"].map(|name| {

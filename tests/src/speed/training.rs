@@ -1,5 +1,7 @@
 //! Training runs of the algorithms' own programs, and how programs are built.
 
+use crate::learning::Summary;
+use crate::paths;
 use anyhow::{Context, bail, ensure};
 use envs::{Result, invalid};
 use serde::Deserialize;
@@ -70,7 +72,7 @@ fn cargo_build(flags: &[&str]) -> Result<Vec<PathBuf>> {
         .arg("build")
         .args(flags)
         .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(super::repository())
+        .current_dir(paths::root())
         .stderr(Stdio::inherit())
         .output()
         .context("starting cargo")?;
@@ -101,19 +103,6 @@ impl Default for Training {
     }
 }
 
-/// What is read of a run's `summary.json`.
-#[derive(Deserialize)]
-struct Summary {
-    total_timesteps: usize,
-    wall_seconds: f64,
-    eval: Evaluation,
-}
-
-#[derive(Deserialize)]
-struct Evaluation {
-    mean: f64,
-}
-
 impl Training {
     /// Trains once.
     ///
@@ -141,8 +130,7 @@ impl Training {
             let stderr = String::from_utf8_lossy(&output.stderr);
             bail!("{}: {}: {}", self.algorithm, output.status, stderr.lines().last().unwrap_or_default());
         }
-        let summary = std::fs::read_to_string(run_dir.join("summary.json")).context("summary.json")?;
-        let summary: Summary = serde_json::from_str(&summary).context("summary.json")?;
+        let summary = Summary::read(&run_dir)?;
         let Some(wanted) = self.must_reach else {
             let steps = summary.total_timesteps - self.learning_starts.unwrap_or(0);
             return Ok(steps as f64 / summary.wall_seconds);

@@ -1,0 +1,250 @@
+//! What an algorithm must reach and what it is shown beside: `tests/thresholds.toml` in its folder.
+//!
+//! ```toml
+//! family = "Policy gradient and actor-critic"   # one of FAMILIES
+//!
+//! [[gate]]                                      # tier `test`: `cargo test` runs it, minutes
+//! env_id = "CartPole-v1"
+//! steps = 100_000
+//! metric = "eval/episodic_return"
+//! threshold = 475.0                             # the median of the seeds
+//! floor = 250.0                                 # the worst of them
+//! source = "Gymnasium's reward_threshold of CartPole-v1"
+//! floor_reason = "half of the way from a random policy, 22.2"
+//!
+//! [[benchmark]]                                 # tier `benchmark`: beside published numbers, hours
+//! env_id = "Acrobot-v1"
+//! steps = 500_000
+//! metric = "charts/episodic_return"
+//! last = 100
+//! [benchmark.published]
+//! value = -86.36
+//! std = 1.32
+//! label = "CleanRL"
+//! source = "CleanRL (vwxyzjn/cleanrl at fe8d8a03, docs/benchmark), 3 seeds"
+//! ```
+
+use crate::paths;
+use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The families of algorithms, in the order of the tables.
+pub const FAMILIES: [&str; 5] = [
+    "Tabular and linear",
+    "Deep value-based",
+    "Policy gradient and actor-critic",
+    "Deterministic, maximum-entropy, multi-agent",
+    "Model-based",
+];
+
+/// One `thresholds.toml`.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Thresholds {
+    /// Package of the algorithm, the name of its folder.
+    #[serde(skip)]
+    pub algorithm: String,
+    /// One of [`FAMILIES`].
+    pub family: String,
+    /// What must be reached (tier `test`).
+    #[serde(default)]
+    pub gate: Vec<Entry>,
+    /// What is run beside published numbers (tier `benchmark`).
+    #[serde(default)]
+    pub benchmark: Vec<Entry>,
+}
+
+/// One training: how it is run, what is measured, and what that is compared with.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entry {
+    /// Environment it is trained on, `--env-id`.
+    pub env_id: String,
+    /// Environment steps, `--total-timesteps`.
+    pub steps: usize,
+    /// Further flags. Defaults are what users run, so there should be few.
+    #[serde(default)]
+    pub args: Vec<String>,
+    /// A short name for these flags, in the names of result files [default: the flags themselves].
+    pub variant: Option<String>,
+    /// Seeds of the learning test [default: 1 to 5].
+    #[serde(default = "five")]
+    pub seeds: Vec<u64>,
+    /// Which rows of `metrics.csv` count: `eval/episodic_return`, or `charts/episodic_return` where
+    /// the publication measured the training return.
+    pub metric: String,
+    /// The mean of how many of the last such rows is the result of a seed.
+    #[serde(default = "one")]
+    pub last: usize,
+    /// Whether more or less is better, or the number must be met to within `tolerance`.
+    #[serde(default)]
+    pub direction: Direction,
+    /// What the median over the seeds must reach; every gate has one.
+    pub threshold: Option<f64>,
+    /// How far from the threshold an `equal` median may be.
+    #[serde(default)]
+    pub tolerance: f64,
+    /// What the worst seed must reach; where `direction` is `equal`, how far from the threshold it
+    /// may be. Every gate has one.
+    pub floor: Option<f64>,
+    /// The publication or computation that the threshold is from.
+    #[serde(default)]
+    pub source: String,
+    /// Why the floor is where it is.
+    #[serde(default)]
+    pub floor_reason: String,
+    /// What a benchmark's result is shown beside.
+    pub published: Option<Reference>,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn five() -> Vec<u64> {
+    (1..=5).collect()
+}
+
+/// Which results are good.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Direction {
+    /// At least the threshold.
+    #[default]
+    Max,
+    /// At most the threshold.
+    Min,
+    /// The threshold, to within the tolerance.
+    Equal,
+}
+
+/// What a publication, or a gate, says about a number.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reference {
+    /// The number.
+    pub value: f64,
+    /// Its standard deviation over seeds.
+    pub std: Option<f64>,
+    /// The steps it was reached in [default: the entry's].
+    pub steps: Option<usize>,
+    /// What a plot calls it, short.
+    pub label: String,
+    /// Where it is from.
+    pub source: String,
+    /// What is different there.
+    #[serde(default)]
+    pub note: String,
+}
+
+/// Reads the `tests/thresholds.toml` of the package in `folder`, which is named as the package.
+///
+/// # Errors
+/// A file that cannot be read, has an unknown key or family, or a gate that lacks something.
+pub fn read(folder: &Path) -> Result<Thresholds> {
+    let path = folder.join("tests/thresholds.toml");
+    let shown = path.display().to_string();
+    let text = std::fs::read_to_string(&path).with_context(|| shown.clone())?;
+    let algorithm = folder.file_name().unwrap_or_default().to_string_lossy();
+    parse(&algorithm, &text).with_context(|| shown)
+}
+
+fn parse(algorithm: &str, text: &str) -> Result<Thresholds> {
+    let thresholds = Thresholds { algorithm: algorithm.to_string(), ..toml::from_str(text)? };
+    let family = thresholds.family.as_str();
+    if !FAMILIES.contains(&family) {
+        bail!("family {family:?} is unknown; known are {FAMILIES:?}");
+    }
+    for entry in thresholds.gate.iter().chain(&thresholds.benchmark) {
+        let what = format!("{} on {}", algorithm, entry.env_id);
+        ensure!(entry.last >= 1 && !entry.seeds.is_empty(), "{what}: `last` or `seeds` is nothing");
+        ensure!(
+            entry.floor.is_none() || !entry.floor_reason.is_empty(),
+            "{what}: a `floor` needs its `floor_reason`"
+        );
+        let sources = [&entry.source].into_iter().chain(entry.published.iter().map(|p| &p.source));
+        for source in sources {
+            ensure!(!source.contains("recalled"), "{what}: a recalled number is no source");
+        }
+    }
+    for gate in &thresholds.gate {
+        let what = format!("the gate of {} on {}", algorithm, gate.env_id);
+        let (Some(threshold), Some(floor)) = (gate.threshold, gate.floor) else {
+            bail!("{what} needs a `threshold` for the median and a `floor` for the worst seed");
+        };
+        let above = match gate.direction {
+            Direction::Max => floor > threshold,
+            Direction::Min => floor < threshold,
+            Direction::Equal => floor < gate.tolerance,
+        };
+        ensure!(!above, "{what}: the worst seed cannot be asked for more than the median");
+        ensure!(!gate.source.is_empty(), "{what} needs the `source` of its threshold");
+        ensure!(gate.published.is_none(), "{what}: `published` belongs to a benchmark");
+    }
+    for entry in &thresholds.benchmark {
+        let what = format!("the benchmark of {} on {}", algorithm, entry.env_id);
+        let gate = entry.threshold.or(entry.floor).is_some() || !entry.source.is_empty();
+        ensure!(!gate, "{what}: `threshold`, `floor` and `source` belong to a gate");
+    }
+    Ok(thresholds)
+}
+
+/// The thresholds of every algorithm that has any, by family and then by name.
+///
+/// # Errors
+/// As [`read`].
+pub fn all() -> Result<Vec<Thresholds>> {
+    let folder = paths::root().join("algorithms");
+    let mut all = Vec::new();
+    for item in std::fs::read_dir(&folder).with_context(|| folder.display().to_string())? {
+        let path = item?.path();
+        if path.join("tests/thresholds.toml").exists() {
+            all.push(read(&path)?);
+        }
+    }
+    let rank = |family: &str| FAMILIES.iter().position(|known| *known == family);
+    all.sort_by(|a, b| (rank(&a.family), &a.algorithm).cmp(&(rank(&b.family), &b.algorithm)));
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_algorithm_s_file_can_be_read() {
+        let all = all().unwrap();
+        assert!(all.len() >= 13);
+        assert!(all.iter().all(|thresholds| !thresholds.gate.is_empty()));
+        let ranks = all.iter().map(|t| FAMILIES.iter().position(|family| *family == t.family));
+        assert!(ranks.is_sorted());
+    }
+
+    #[test]
+    fn a_file_that_lacks_something_is_refused() {
+        let gate = "env_id = \"X-v0\"\nsteps = 1\nmetric = \"m\"\n";
+        let whole = format!(
+            "family = \"Model-based\"\n[[gate]]\n{gate}threshold = 2.0\nfloor = 1.0\nfloor_reason = \"r\"\nsource = \"s\"\n"
+        );
+        let parsed = parse("x", &whole).unwrap();
+        assert_eq!((parsed.gate[0].seeds.len(), parsed.gate[0].direction), (5, Direction::Max));
+        for (from, to, mention) in [
+            ("Model-based", "Others", "unknown"),
+            ("floor = 1.0", "", "`floor`"),
+            ("threshold = 2.0", "", "`threshold`"),
+            ("floor = 1.0", "floor = 3.0", "more than the median"),
+            ("floor_reason = \"r\"", "", "floor_reason"),
+            ("source = \"s\"", "", "`source`"),
+            ("source = \"s\"", "source = \"recalled\"", "recalled"),
+            ("steps = 1", "steps = 1\nstep = 2", "step"),
+            ("[[gate]]", "[[benchmark]]", "belong to a gate"),
+            ("steps = 1", "steps = 1\nseeds = []", "seeds"),
+        ] {
+            let error = format!("{:#}", parse("x", &whole.replace(from, to)).unwrap_err());
+            assert!(error.contains(mention), "{to}: {error}");
+        }
+        let least = whole.replace("floor = 1.0", "floor = 1.0\ndirection = \"min\"");
+        assert!(format!("{:#}", parse("x", &least).unwrap_err()).contains("more than the median"));
+    }
+}
