@@ -2,7 +2,7 @@
 //! `thresholds.toml`.
 
 use anyhow::{Context, Result, bail, ensure};
-use common::checkpoint;
+use common::checkpoint::{self, Checkpoint};
 use envs::Rng;
 use rand::RngExt;
 use serde::Deserialize;
@@ -451,7 +451,7 @@ impl<'a> Killer<'a> {
 
     /// The step that the last checkpoint was written at.
     fn saved_step(&self) -> Option<Vec<u8>> {
-        checkpoint::read_item(&self.run_dir, "global_step").ok()
+        Some(Checkpoint::read(&self.run_dir).ok()?.item("global_step").ok()?.to_vec())
     }
 
     /// What a checkpoint is called while it is written.

@@ -9,6 +9,7 @@
 //! ```
 
 mod compare;
+mod curves;
 mod jobs;
 mod report;
 mod result;

@@ -6,9 +6,9 @@
 use crate::jobs::{self, Entry, Shard, Tier};
 use crate::result::{self, RunResult};
 use anyhow::{Context, Result, bail};
+use common::Interrupted;
 use common::cli::positive;
 use common::envs::invalid;
-use common::run::Interrupted;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use regression::learning::skipped;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
