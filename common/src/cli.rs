@@ -1,14 +1,16 @@
 //! The command line: every hyper-parameter is a documented field, `--config FILE.toml` gives any
 //! of them from a file, and bad input ends with one line and exit code 2.
 
+use crate::interrupt::{self, Interrupted};
 use crate::nn::with_threads;
 use anyhow::Context;
 use clap::{Arg, ArgAction, Args, Command, Parser, error::ErrorKind};
-use envs::{InvalidInput, Result, invalid};
+use envs::{InvalidInput, Result, gymnasium, invalid};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Flags that every algorithm has.
 #[derive(Args, Serialize, Debug, Clone)]
@@ -18,7 +20,7 @@ pub struct RunArgs {
     #[arg(long)]
     pub env_id: String,
     /// Seed of everything random
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = integer(0, LARGEST))]
     pub seed: u64,
     /// Environment steps to train for
     #[arg(long, value_parser = positive)]
@@ -37,8 +39,8 @@ pub struct RunArgs {
     /// Where networks are computed: cpu, cuda or metal (the last two need a build with them)
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda", "metal"])]
     pub device: String,
-    /// Episodes of the evaluation at the end
-    #[arg(long, default_value_t = 100, value_parser = positive)]
+    /// Episodes of the evaluation at the end, at most 100000
+    #[arg(long, default_value_t = 100, value_parser = eval_episodes)]
     pub eval_episodes: usize,
     /// Write the trained model to model.safetensors
     #[arg(long, default_value_t = true)]
@@ -46,10 +48,11 @@ pub struct RunArgs {
     /// Film an episode of the trained agent into agent.gif
     #[arg(long)]
     pub capture_video: bool,
-    /// Environment steps between checkpoints, the first one before training; 0 writes one only when
-    /// the run is interrupted
-    #[arg(long, default_value_t = 0)]
-    pub checkpoint_every: usize,
+    /// Environment steps between checkpoints; 0 writes one only when the run is interrupted
+    /// [default: one before training and then every minute, less often where writing takes long]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_every: Option<usize>,
     /// Go on from the checkpoint in this run directory, with its configuration
     #[arg(long, value_name = "RUN_DIR")]
     #[serde(skip)]
@@ -58,9 +61,11 @@ pub struct RunArgs {
     #[arg(long, value_name = "RUN_DIR", conflicts_with = "resume")]
     #[serde(skip)]
     pub eval_only: Option<PathBuf>,
-    /// Seconds after which a step of a gym: environment counts as hung
-    #[arg(long, default_value_t = 60, value_parser = positive)]
-    pub env_timeout: usize,
+    /// Seconds after which a gym: environment that does not answer counts as hung [default:
+    /// PLAINRL_ENV_TIMEOUT, or 60]
+    #[arg(long, value_parser = integer(1, 1_000_000))]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub env_timeout: Option<u64>,
     /// Read flags from a TOML file (keys as in config.toml); later flags win
     #[arg(long, value_name = "FILE.toml")]
     #[serde(skip)]
@@ -91,29 +96,40 @@ impl RunArgs {
 /// exit code 2 for input that cannot be accepted, 1 for everything else.
 pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
     limit_thread_pools();
-    let run = |(args, threads)| with_threads(threads, || train(args))?;
-    match parse(std::env::args_os()).and_then(run) {
+    match run(std::env::args_os(), train) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => ExitCode::from(report(&error)),
     }
 }
 
-/// Prints `error` as one line on standard error, with what the run that it ended has to add; returns the exit code that it ends the program
-/// with.
+/// What of the flags concerns the whole program.
+struct Process {
+    threads: usize,
+    env_timeout: Option<Duration>,
+}
+
+fn run<A: Parser + Send>(argv: impl IntoIterator<Item = OsString>, train: fn(A) -> Result<()>) -> Result<()> {
+    let (args, process) = parse(argv)?;
+    if let Some(timeout) = process.env_timeout {
+        gymnasium::set_timeout(timeout);
+    }
+    with_threads(process.threads, || train(args))?
+}
+
+/// Prints `error` as one line on standard error; returns the exit code that it ends the program with.
 pub(crate) fn report(error: &anyhow::Error) -> u8 {
     // Help and version are "errors" of clap's that belong on standard output.
     if let Some(clap) = error.downcast_ref::<clap::Error>() {
         clap.exit();
     }
-    if let Some(interrupted) = error.downcast_ref::<crate::run::Interrupted>() {
+    if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
         eprintln!("{interrupted}");
-        return 130;
+        return interrupt::EXIT_CODE;
     }
-    let whence = crate::run::last_words().map_or(String::new(), |words| format!("; {words}"));
     let text = format!("{error:#}");
     // With RUST_BACKTRACE=1 candle's errors end with a backtrace, which stays on its own lines.
     let message = text.find("\n   0: ").map_or(text.as_str(), |at| &text[..at]);
-    eprintln!("error: {}{whence}{}", one_line(message), &text[message.len()..]);
+    eprintln!("error: {}{}", one_line(message), &text[message.len()..]);
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 
@@ -137,14 +153,17 @@ pub fn parse_from<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result
     Ok(parse(argv)?.0)
 }
 
-/// [`parse_from`], and the value of `--threads`.
-fn parse<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<(A, usize)> {
+/// [`parse_from`], and what concerns the program.
+fn parse<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<(A, Process)> {
     let command = configure(A::command());
     let argv = expand_configs(&command, argv)?;
-    let parse = || -> std::result::Result<(A, usize), clap::Error> {
+    let parse = || -> std::result::Result<(A, Process), clap::Error> {
         let mut matches = command.clone().try_get_matches_from(argv)?;
+        // Not every program has these flags.
         let threads = matches.try_get_one("threads").ok().flatten().copied().unwrap_or(1);
-        Ok((A::from_arg_matches_mut(&mut matches)?, threads))
+        let seconds: Option<u64> = matches.try_get_one("env_timeout").ok().flatten().copied();
+        let process = Process { threads, env_timeout: seconds.map(Duration::from_secs) };
+        Ok((A::from_arg_matches_mut(&mut matches)?, process))
     };
     parse().map_err(|error| match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => anyhow::Error::new(error),
@@ -215,7 +234,8 @@ fn read_config(command: &Command, path: &Path, flag: &str) -> Result<Vec<OsStrin
     for (key, value) in table {
         let long = key.replace('_', "-");
         if !known.contains(&long.as_str()) || long == "config" {
-            let near = known.iter().max_by(|a, b| similarity(&long, a).total_cmp(&similarity(&long, b)));
+            let similarity = |flag: &str| strsim::jaro_winkler(&long, flag);
+            let near = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
             let near = near.map_or(String::new(), |near| format!("; similar: {}", near.replace('-', "_")));
             return invalid(format!("{flag} {shown}: unknown key {key}{near}"));
         }
@@ -242,14 +262,6 @@ fn read_config(command: &Command, path: &Path, flag: &str) -> Result<Vec<OsStrin
     Ok(flags)
 }
 
-fn similarity(a: &str, b: &str) -> f64 {
-    // Bigrams in common, enough to find a misspelt flag (clap keeps its own measure to itself).
-    let bigrams = |s: &str| s.as_bytes().windows(2).map(<[u8]>::to_vec).collect::<Vec<_>>();
-    let (a, b) = (bigrams(a), bigrams(b));
-    let common = a.iter().filter(|pair| b.contains(pair)).count();
-    2.0 * common as f64 / (a.len() + b.len()).max(1) as f64
-}
-
 /// clap's message on one line, without its usage and its pointer to `--help`.
 fn brief(error: &clap::Error) -> String {
     let text = error.render().to_string();
@@ -263,8 +275,19 @@ fn one_line(text: &str) -> String {
 }
 
 /// The effective configuration as TOML that `--config` reads back.
+///
+/// # Errors
+/// A number that TOML cannot hold, which has integers up to 2⁶³ − 1.
 pub fn to_toml<A: Serialize>(args: &A) -> Result<String> {
-    toml::to_string(args).context("the configuration cannot be written as TOML")
+    let text = toml::to_string(args).context("the configuration cannot be written as TOML")?;
+    match text.parse::<toml::Table>() {
+        Ok(_) => Ok(text),
+        Err(error) => {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+            let flag = text.lines().nth(line).unwrap_or_default();
+            invalid(format!("{flag}: at most {LARGEST} can be kept in config.toml"))
+        }
+    }
 }
 
 /// Values of flags that have a fixed range, with errors that say it.
@@ -275,18 +298,39 @@ fn checked<T: std::str::FromStr>(text: &str, accept: impl Fn(&T) -> bool, wanted
     }
 }
 
+/// The largest integer of TOML.
+const LARGEST: u64 = i64::MAX as u64;
+
+/// Value parser: an integer from `low` to `high`. `1e6` and `1_000_000` are understood.
+fn integer(low: u64, high: u64) -> impl Fn(&str) -> Result<u64, String> + Clone {
+    move |text| {
+        let plain = text.replace('_', "");
+        let number = match plain.parse::<f64>() {
+            // Below 2⁵³ every integer is exact.
+            Ok(value)
+                if plain.contains(['e', 'E']) && value.fract() == 0.0 && (0.0..9e15).contains(&value) =>
+            {
+                format!("{value}")
+            }
+            _ => plain,
+        };
+        let wanted = match high {
+            LARGEST => format!("an integer of at least {low}"),
+            _ => format!("an integer from {low} to {high}"),
+        };
+        checked(&number, |value: &u64| (low..=high).contains(value), &wanted)
+    }
+}
+
 /// Value parser: an integer of at least 1. `1e6` and `1_000_000` are understood.
 pub fn positive(text: &str) -> Result<usize, String> {
-    let plain = text.replace('_', "");
-    if let Ok(value) = plain.parse::<f64>()
-        && plain.contains(['e', 'E'])
-        && value >= 1.0
-        && value.fract() == 0.0
-        && value < 9e15
-    {
-        return Ok(value as usize);
-    }
-    checked(&plain, |value: &usize| *value >= 1, "an integer of at least 1")
+    Ok(integer(1, LARGEST)(text)? as usize)
+}
+
+/// Value parser of `--eval-episodes`, whose environments and returns are kept in memory. The standard
+/// error of so many episodes is a third of a percent of their spread.
+fn eval_episodes(text: &str) -> Result<usize, String> {
+    Ok(integer(1, 100_000)(text)? as usize)
 }
 
 /// Value parser: a number in [0, 1].
@@ -318,4 +362,101 @@ pub struct Evaluation {
     pub std: f64,
     /// Number of episodes.
     pub episodes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Parser, Serialize)]
+    struct Toy {
+        #[command(flatten)]
+        #[serde(flatten)]
+        run: RunArgs,
+        /// A number that has no parser of its own
+        #[arg(long, default_value_t = 0)]
+        capacity: u64,
+    }
+
+    fn toy(flags: &[&str]) -> Result<Toy> {
+        let all = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100"].iter().chain(flags);
+        parse_from(all.map(Into::into))
+    }
+
+    fn refusal<T>(result: Result<T>) -> String {
+        let error = result.err().expect("refused");
+        assert!(error.is::<InvalidInput>(), "{error:#}");
+        error.to_string()
+    }
+
+    #[test]
+    fn integers_are_read_in_every_usual_form() {
+        for (text, value) in [("7", 7), ("1e6", 1_000_000), ("1_000", 1000), ("2.5E3", 2500)] {
+            assert_eq!(positive(text), Ok(value), "{text}");
+        }
+        for text in ["0", "-1", "1.5", "0.5e0", "", "1e16", "nan", "9223372036854775808"] {
+            assert_eq!(positive(text), Err("an integer of at least 1 is needed".to_string()), "{text}");
+        }
+    }
+
+    #[test]
+    fn evaluations_beyond_all_memory_are_refused() {
+        assert_eq!(toy(&["--eval-episodes=1e5"]).unwrap().run.eval_episodes, 100_000);
+        for text in ["1e15", "100001", "0"] {
+            let error = refusal(toy(&["--eval-episodes", text]));
+            assert!(error.contains("--eval-episodes"), "{error}");
+            assert!(error.ends_with("an integer from 1 to 100000 is needed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn every_configuration_that_is_written_can_be_read_back() {
+        let largest = toy(&["--seed=9223372036854775807"]).unwrap();
+        let text = to_toml(&largest).unwrap();
+        assert_eq!(text.parse::<toml::Table>().unwrap()["seed"].as_integer(), Some(i64::MAX));
+
+        let error = refusal(toy(&["--seed=9223372036854775808"]));
+        assert!(error.ends_with("an integer of at least 0 is needed"), "{error}");
+        let error = refusal(to_toml(&toy(&["--capacity=9223372036854775808"]).unwrap()));
+        let most = "at most 9223372036854775807 can be kept in config.toml";
+        assert_eq!(error, format!("capacity = 9223372036854775808: {most}"));
+    }
+
+    #[test]
+    fn a_misspelt_key_is_answered_with_the_nearest_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.toml");
+        std::fs::write(&file, "total_timestep = 3\n").unwrap();
+        let error = refusal(toy(&["--config", &file.display().to_string()]));
+        assert!(error.ends_with("unknown key total_timestep; similar: total_timesteps"), "{error}");
+    }
+
+    #[test]
+    fn the_timeout_of_environments_reaches_their_processes() {
+        fn timeout() -> Duration {
+            gymnasium::Python::from_env().unwrap().timeout
+        }
+        fn train(toy: Toy) -> Result<()> {
+            assert_eq!(timeout(), Duration::from_secs(toy.run.env_timeout.unwrap_or(60)));
+            Ok(())
+        }
+        let run = |flags: &[&str]| {
+            let all = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100"].iter().chain(flags);
+            run(all.map(Into::into), train)
+        };
+        run(&[]).unwrap();
+        run(&["--env-timeout=7"]).unwrap();
+        assert_eq!(timeout(), Duration::from_secs(7));
+        for text in ["0", "1e7", "soon"] {
+            let error = refusal(run(&["--env-timeout", text]));
+            assert!(error.ends_with("an integer from 1 to 1000000 is needed"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_ends_the_program_with_its_code() {
+        assert_eq!(report(&anyhow::anyhow!("the disk is full")), 1);
+        assert_eq!(report(&InvalidInput("--gamma 2".into()).into()), 2);
+        assert_eq!(report(&Interrupted("interrupted at step 3".into()).into()), 130);
+    }
 }

@@ -4,17 +4,12 @@
 //! 256 colours a frame; flat drawings with smooth edges rarely have more, and then nothing is
 //! lost.
 
+use crate::write_atomically::write_atomically;
 use anyhow::{Context, Result};
-use image::{
-    Delay, Frame, RgbaImage,
-    codecs::gif::{GifEncoder, Repeat},
-};
+use gif::{Encoder, Frame, Repeat};
 use std::{
-    cell::RefCell,
-    collections::HashSet,
-    io::{self, Write},
+    collections::HashMap,
     path::{Path, PathBuf},
-    rc::Rc,
 };
 
 /// Most colours that a frame of a GIF can hold.
@@ -28,11 +23,12 @@ const CHANNEL_LEVELS: [u16; 6] = [256, 64, 32, 16, 8, 6];
 /// Frames are compressed as they come; only the compressed bytes stay in memory.
 pub struct GifWriter {
     path: PathBuf,
-    width: u32,
-    height: u32,
-    frame_ms: u32,
-    encoder: GifEncoder<SharedBuffer>,
-    bytes: SharedBuffer,
+    width: u16,
+    height: u16,
+    /// Hundredths of a second that each frame is shown.
+    delay: u16,
+    encoder: Encoder<Vec<u8>>,
+    frames: usize,
     /// Index into [`CHANNEL_LEVELS`]. It only grows, so that colours do not flicker between a
     /// frame with few colours and one with many.
     levels: usize,
@@ -43,23 +39,26 @@ impl GifWriter {
     /// milliseconds, over and over. Times are rounded to the format's hundredths of a second and
     /// are at least 20 ms, since browsers slow shorter ones down to 100 ms.
     pub fn new(path: &Path, width: u32, height: u32, frame_ms: u32) -> Result<Self> {
-        let sizes = 1..=u32::from(u16::MAX);
-        if !sizes.contains(&width) || !sizes.contains(&height) {
+        let (Ok(width @ 1..), Ok(height @ 1..)) = (u16::try_from(width), u16::try_from(height)) else {
             return envs::invalid(format!(
                 "{}: a GIF of {width} x {height} pixels is not possible, each side takes 1 to 65535",
                 path.display()
             ));
-        }
-        let bytes = SharedBuffer::default();
-        let mut encoder = GifEncoder::new(bytes.clone());
+        };
+        let mut encoder = Encoder::new(Vec::new(), width, height, &[])?;
         encoder.set_repeat(Repeat::Infinite)?;
-        let frame_ms = (frame_ms.saturating_add(5) / 10 * 10).max(20);
-        Ok(Self { path: path.to_path_buf(), width, height, frame_ms, encoder, bytes, levels: 0 })
+        let delay = u16::try_from(frame_ms.saturating_add(5) / 10).unwrap_or(u16::MAX).max(2);
+        Ok(Self { path: path.to_path_buf(), width, height, delay, encoder, frames: 0, levels: 0 })
+    }
+
+    /// How many frames it has.
+    pub fn frames(&self) -> usize {
+        self.frames
     }
 
     /// Appends a frame; `rgb` is `[height, width, 3]`.
     pub fn push(&mut self, rgb: &[u8]) -> Result<()> {
-        let expected = self.width as usize * self.height as usize * 3;
+        let expected = usize::from(self.width) * usize::from(self.height) * 3;
         if rgb.len() != expected {
             return envs::invalid(format!(
                 "{}: a frame has {} bytes, {} x {} pixels take {expected}",
@@ -69,56 +68,58 @@ impl GifWriter {
                 self.height
             ));
         }
-        while !fits(rgb, CHANNEL_LEVELS[self.levels]) {
-            self.levels += 1;
-        }
-        let levels = CHANNEL_LEVELS[self.levels];
-        let rgba = rgb.chunks_exact(3).flat_map(|pixel| {
-            let [r, g, b] = quantise(pixel, levels);
-            [r, g, b, u8::MAX]
-        });
-        let image = RgbaImage::from_vec(self.width, self.height, rgba.collect())
-            .context("a frame's size does not match its bytes")?;
-        self.encoder
-            .encode_frame(Frame::from_parts(image, 0, 0, Delay::from_numer_denom_ms(self.frame_ms, 1)))
-            .with_context(|| format!("{}: cannot encode a frame", self.path.display()))
+        let (palette, pixels) = loop {
+            match indexed(rgb, CHANNEL_LEVELS[self.levels]) {
+                Some(found) => break found,
+                None => self.levels += 1,
+            }
+        };
+        let frame = Frame {
+            width: self.width,
+            height: self.height,
+            delay: self.delay,
+            palette: Some(palette),
+            buffer: pixels.into(),
+            ..Frame::default()
+        };
+        self.frames += 1;
+        let written = self.encoder.write_frame(&frame);
+        written.with_context(|| format!("{}: cannot encode a frame", self.path.display()))
     }
 
     /// Writes the animation to its path, whole or not at all.
     pub fn finish(self) -> Result<()> {
-        // The encoder appends the trailer when it is dropped.
-        drop(self.encoder);
-        if self.bytes.0.borrow().is_empty() {
+        if self.frames == 0 {
             return envs::invalid(format!("{}: an animation needs at least one frame", self.path.display()));
         }
-        crate::run::write_atomically(&self.path, &self.bytes.0.borrow())
+        write_atomically(&self.path, &self.encoder.into_inner()?)
     }
 }
 
-/// Writes `frames`, each `[height, width, 3]`, as one animation: [`GifWriter`] in one call.
-pub fn write_gif(path: &Path, frames: &[Vec<u8>], width: u32, height: u32, frame_ms: u32) -> Result<()> {
-    let mut gif = GifWriter::new(path, width, height, frame_ms)?;
-    for frame in frames {
-        gif.push(frame)?;
-    }
-    gif.finish()
-}
-
-/// Whether the frame has few enough colours once each channel is rounded to one of `levels`.
-fn fits(rgb: &[u8], levels: u16) -> bool {
-    let mut colors = HashSet::with_capacity(MAX_COLORS + 1);
-    let mut last = None;
+/// The frame's colours, each channel rounded to one of `levels`, three bytes each, and for each pixel
+/// the index of its colour; `None` where there are too many.
+fn indexed(rgb: &[u8], levels: u16) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (mut palette, mut pixels) = (Vec::new(), Vec::with_capacity(rgb.len() / 3));
+    let mut indices = HashMap::with_capacity(MAX_COLORS);
+    let mut last: Option<(&[u8], u8)> = None;
     for pixel in rgb.chunks_exact(3) {
         // Most pixels equal their neighbour.
-        if last != Some(pixel) {
-            last = Some(pixel);
-            colors.insert(quantise(pixel, levels));
-            if colors.len() > MAX_COLORS {
-                return false;
+        let index = match last {
+            Some((same, index)) if same == pixel => index,
+            _ => {
+                let color = quantise(pixel, levels);
+                let next = indices.len();
+                let index = *indices.entry(color).or_insert_with(|| {
+                    palette.extend(color);
+                    next
+                });
+                u8::try_from(index).ok()?
             }
-        }
+        };
+        last = Some((pixel, index));
+        pixels.push(index);
     }
-    true
+    Some((palette, pixels))
 }
 
 /// The nearest colour whose channels are among `levels` evenly spaced values from 0 to 255.
@@ -130,27 +131,12 @@ fn quantise(pixel: &[u8], levels: u16) -> [u8; 3] {
     })
 }
 
-/// Bytes that the encoder appends to and [`GifWriter`] takes at the end: the encoder itself gives
-/// its writer back to no one.
-#[derive(Clone, Default)]
-struct SharedBuffer(Rc<RefCell<Vec<u8>>>);
-
-impl Write for SharedBuffer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.borrow_mut().write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use envs::{Canvas, canvas::palette};
-    use image::{AnimationDecoder, codecs::gif::GifDecoder};
-    use std::{fs, io::Cursor};
+    use gif::{ColorOutput, DecodeOptions};
+    use std::{collections::HashSet, fs};
 
     const WIDTH: u32 = 120;
     const HEIGHT: u32 = 80;
@@ -166,9 +152,25 @@ mod tests {
         canvas.rgb()
     }
 
-    fn decode(path: &Path) -> Vec<Frame> {
-        let bytes = fs::read(path).unwrap();
-        GifDecoder::new(Cursor::new(bytes)).unwrap().into_frames().collect_frames().unwrap()
+    fn write_gif(path: &Path, frames: &[Vec<u8>], width: u32, height: u32, frame_ms: u32) -> Result<()> {
+        let mut gif = GifWriter::new(path, width, height, frame_ms)?;
+        for frame in frames {
+            gif.push(frame)?;
+        }
+        gif.finish()
+    }
+
+    /// The frames of a file, `[height, width, 3]`, and the hundredths of a second each is shown.
+    fn decode(path: &Path) -> Vec<(Vec<u8>, u16)> {
+        let mut options = DecodeOptions::new();
+        options.set_color_output(ColorOutput::RGBA);
+        let mut decoder = options.read_info(fs::File::open(path).unwrap()).unwrap();
+        let mut frames = Vec::new();
+        while let Some(frame) = decoder.read_next_frame().unwrap() {
+            let rgb = frame.buffer.chunks_exact(4).flat_map(|pixel| [pixel[0], pixel[1], pixel[2]]);
+            frames.push((rgb.collect(), frame.delay));
+        }
+        frames
     }
 
     #[test]
@@ -180,10 +182,9 @@ mod tests {
 
         let decoded = decode(&path);
         assert_eq!(decoded.len(), frames.len());
-        for (decoded, frame) in decoded.iter().zip(&frames) {
-            assert_eq!(decoded.delay().numer_denom_ms(), (30, 1));
-            let rgb: Vec<u8> = decoded.buffer().pixels().flat_map(|p| [p[0], p[1], p[2]]).collect();
-            assert!(rgb == *frame, "a frame changed");
+        for ((rgb, delay), frame) in decoded.iter().zip(&frames) {
+            assert_eq!(*delay, 3);
+            assert!(rgb == frame, "a frame changed");
         }
         // NETSCAPE2.0 with a loop count of zero: for ever.
         let bytes = fs::read(&path).unwrap();
@@ -197,13 +198,13 @@ mod tests {
         let rgb: Vec<u8> = (0..64u8)
             .flat_map(|y| (0..64u8).flat_map(move |x| [x * 4 + x / 21, y * 4 + y / 21, (x * 4 + x / 21)]))
             .collect();
-        assert!(!fits(&rgb, 256));
+        assert!(indexed(&rgb, 256).is_none());
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("many.gif");
         write_gif(&path, &[rgb.clone(), rgb.clone()], 64, 64, 50).unwrap();
         let decoded = decode(&path);
         assert_eq!(decoded.len(), 2);
-        for (decoded, original) in decoded[1].buffer().pixels().zip(rgb.chunks_exact(3)) {
+        for (decoded, original) in decoded[1].0.chunks_exact(3).zip(rgb.chunks_exact(3)) {
             for channel in 0..3 {
                 assert!(decoded[channel].abs_diff(original[channel]) <= 255 / (2 * 15) + 1);
                 if [0, 255].contains(&original[channel]) {
@@ -242,9 +243,9 @@ mod tests {
 
     #[test]
     fn durations_suit_browsers() {
-        for (asked, shown) in [(0, 20), (16, 20), (33, 30), (35, 40), (50, 50)] {
+        for (asked, shown) in [(0, 2), (16, 2), (33, 3), (35, 4), (50, 5)] {
             let gif = GifWriter::new(Path::new("agent.gif"), 1, 1, asked).unwrap();
-            assert_eq!(gif.frame_ms, shown);
+            assert_eq!(gif.delay, shown);
         }
     }
 }

@@ -4,13 +4,18 @@
 
 pub mod checkpoint;
 pub mod cli;
+mod console;
 pub mod dist;
 pub mod gif;
+mod interrupt;
 pub mod model;
 pub mod nn;
 pub mod plot;
+mod records;
 pub mod run;
-pub mod tensorboard;
+mod tensorboard;
+mod timer;
+mod write_atomically;
 
 /// Every tensor operation allocates its result. The C library returns large blocks to the operating
 /// system and gets them back page by page, which costs more than the arithmetic of a small network.
@@ -18,4 +23,6 @@ pub mod tensorboard;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub use envs;
+pub use interrupt::Interrupted;
 pub use run::Run;
+pub use write_atomically::write_atomically;

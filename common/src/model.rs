@@ -1,7 +1,7 @@
 //! Trained models as safetensors files that any reader of the format understands.
 
 use crate::nn::VarMap;
-use crate::run::write_atomically;
+use crate::write_atomically::write_atomically;
 use anyhow::Context;
 use candle_core::{Device, Tensor};
 use envs::wrappers::{NormalizeObservation, RunningMeanStd};

@@ -12,73 +12,47 @@
 //! diverged.safetensors  the state in which a number logged was not finite
 //! ```
 //!
-//! A run that diverges, or fails in any other way, ends with one line that says what happened, at
-//! which step, and from which checkpoint it can go on:
+//! A checkpoint is written before training and then every minute, or as `--checkpoint-every` has
+//! it: a run that is killed, or ended by an error, at any moment goes on from there with `--resume`.
+//!
+//! A run that diverges ends with one line that says what happened:
 //!
 //! - a number given to [`Run::log`] that is not finite ends the run at its next
-//!   [`Run::checkpoint`], which first writes the state to `diverged.safetensors`. The last
+//!   [`Run::resume_or_checkpoint`], which first writes the state to `diverged.safetensors`. The last
 //!   `checkpoint.safetensors` stays as it is;
 //! - a gradient, an action, an observation or a reward that is not finite is refused where it
-//!   appears, by `Adam` and `VecEnv`, whose error ends the run at once. Nobody has the whole state
-//!   at hand there, so a copy of it is kept in memory from every half minute, and is written as the
-//!   checkpoint when an error ends the run.
+//!   appears, by `Adam` and `VecEnv`, whose error ends the run at once.
 
+use crate::checkpoint::{self, Checkpoint};
 use crate::cli::{self, Evaluation, RunArgs};
+use crate::console::Console;
+use crate::gif::GifWriter;
+use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Model};
 use crate::plot::{Curve, learning_curves};
-use crate::tensorboard::EventWriter;
-use crate::{checkpoint, gif};
+use crate::records::{self, Extent, Records};
+use crate::timer::Timer;
+use crate::write_atomically::write_atomically;
 use anyhow::{Context, anyhow, bail};
 use envs::mpe::ParallelVecEnv;
 use envs::persist::Persist;
 use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, IsTerminal, Seek, SeekFrom, Write};
+use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 
-/// Steps after which an evaluation cuts off an episode of an environment without a time limit, as
-/// a greedy policy may walk in circles for ever. It is what Gymnasium limits Atari games to: half an
-/// hour of play, 108,000 frames of which every fourth is acted on.
-pub const MAX_EVALUATION_STEPS: u32 = 27_000;
+/// Time between checkpoints where `--checkpoint-every` does not say otherwise, and how many times as
+/// long as writing one it is at least.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+const CHECKPOINT_SHARE: u32 = 100;
 
-/// How old a copy of the state in memory may grow before it is replaced; older where copying takes
-/// more than a hundredth of that.
-const KEEP_EVERY: Duration = Duration::from_secs(30);
-
-/// Largest state that is copied, in bytes: a replay buffer may be most of what the machine has.
-const LARGEST_KEPT: usize = 1 << 28;
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-/// What a run that was dropped before its end adds to the error that ended it.
-static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
-
-/// At which step a run failed and where its last checkpoint is, if one did.
-pub(crate) fn last_words() -> Option<String> {
-    LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner).take()
-}
-
-/// The program was interrupted by Ctrl-C; exit code 130. Holds the line to print, which says where
-/// its state was saved, if it could be.
-#[derive(Debug)]
-pub struct Interrupted(pub String);
-
-impl std::fmt::Display for Interrupted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl std::error::Error for Interrupted {}
+/// Most frames of `agent.gif`.
+const MAX_FRAMES: usize = 1000;
 
 /// What happened so far; part of the checkpoint.
 #[derive(Default, Serialize, Deserialize)]
@@ -86,12 +60,11 @@ struct History {
     returns: Vec<(u64, f64)>, // (global step, episodic return) of every finished episode
     recent: VecDeque<f64>,    // the last 100 returns
     wall_seconds: f64,
-    metrics_len: u64,
-    events_len: u64,
+    records: Extent,
 }
 
-/// Serialised state: names and bytes.
-type Items = Vec<(String, Vec<u8>)>;
+/// Everything that changes while training, by name.
+type Items<'a, 'b> = &'a mut [(&'b str, &'b mut dyn Persist)];
 
 /// A training run in progress.
 pub struct Run {
@@ -100,20 +73,17 @@ pub struct Run {
     algorithm: &'static str,
     args: RunArgs,
     dir: PathBuf,
-    metrics: BufWriter<File>,
-    events: Option<EventWriter>,
-    events_path: PathBuf,
+    records: Option<Records>, // none with --eval-only
     history: History,
     started: Instant,
     console: Console,
+    resume_from: Option<Checkpoint>,
     last_checkpoint: Option<usize>, // its global step
-    resuming: bool,
+    checkpoint_timer: Timer,
+    savable: bool, // as far as is known
     global_step: usize,
-    kept: Option<(usize, Items)>, // the state at an earlier step, for the case of an error
-    keep_next: Instant,
-    keep_calls: u32,
     diverged: Option<String>, // the first number logged that was not finite
-    finished: bool,
+    ended: bool,              // finished, or interrupted
 }
 
 impl Run {
@@ -145,70 +115,43 @@ impl Run {
                 .and_then(|_| std::fs::remove_file(&probe))
                 .or_else(|error| invalid(format!("--run-dir {shown}: cannot be written: {error}")))?;
         }
-        if !resuming && !evaluating && dir.join("metrics.csv").exists() {
+        if !resuming && !evaluating && records::exist_in(&dir) {
             let advice = match checkpoint::path(&dir).exists() {
                 true => format!("continue it with --resume {shown}"),
                 false => "it has no checkpoint to continue from, so remove it or name another".to_string(),
             };
             return invalid(format!("--run-dir {shown}: holds a run already; {advice}"));
         }
+        interrupt::listen()?;
 
-        match ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed)) {
-            // An earlier run of this process has installed it.
-            Ok(()) | Err(ctrlc::Error::MultipleHandlers) => {}
-            Err(error) => return Err(error).context("installing the Ctrl-C handler"),
-        }
-
-        let (metrics_path, mut history) = (dir.join("metrics.csv"), History::default());
-        let (metrics, events, events_path);
-        if evaluating {
-            (metrics, events, events_path) = (tempfile::tempfile()?, None, PathBuf::new());
-        } else if resuming {
-            checkpoint::describe(&dir, algorithm, &run_args.env_id)?;
-            history.load(&checkpoint::read_item(&dir, "run")?).context("the checkpoint's history")?;
-            let mut file = OpenOptions::new().write(true).open(&metrics_path).context("metrics.csv")?;
-            let (present, needed) = (file.metadata()?.len(), history.metrics_len);
-            if present < needed {
-                return invalid(format!(
-                    "--resume {shown}: metrics.csv has {present} bytes, resuming needs its first {needed}"
-                ));
-            }
-            file.set_len(needed)?;
-            file.seek(SeekFrom::End(0))?;
-            metrics = file;
-            events_path = find_events(&dir)?;
-            events = Some(EventWriter::resume(&events_path, history.events_len)?);
-        } else {
+        let (mut history, mut records, mut resume_from) = (History::default(), None, None);
+        if resuming {
+            let checkpoint = Checkpoint::read(&dir)?;
+            checkpoint.expect_of(algorithm, &run_args.env_id)?;
+            history.load(checkpoint.item("run")?).context("the checkpoint's history")?;
+            records = Some(Records::resume(&dir, &history.records)?);
+            resume_from = Some(checkpoint);
+        } else if !evaluating {
             write_atomically(&dir.join("config.toml"), config.as_bytes())?;
-            metrics = File::create(&metrics_path)?;
-            let mut writer = EventWriter::create(&dir)?;
-            writer.text("config", &format!("```\n{config}```"))?;
-            events = Some(writer);
-            events_path = find_events(&dir)?;
+            records = Some(Records::create(&dir, &config)?);
         }
-        let mut this = Self {
+        let this = Self {
             total_timesteps: if evaluating { 0 } else { run_args.total_timesteps },
             algorithm,
             args: run_args.clone(),
             console: Console::new(run_args.total_timesteps, evaluating),
             dir,
-            metrics: BufWriter::with_capacity(1 << 16, metrics),
-            events,
-            events_path,
+            records,
             history,
             started: Instant::now(),
+            resume_from,
             last_checkpoint: None,
-            resuming,
+            checkpoint_timer: Timer::new(CHECKPOINT_EVERY),
+            savable: true,
             global_step: 0,
-            kept: None,
-            keep_next: Instant::now() + KEEP_EVERY,
-            keep_calls: 0,
             diverged: None,
-            finished: false,
+            ended: false,
         };
-        if !resuming && !evaluating {
-            writeln!(this.metrics, "global_step,wall_seconds,tag,value")?;
-        }
         this.console.say(&format!("{algorithm} on {} → {shown}\n{config}", run_args.env_id));
         Ok(this)
     }
@@ -223,134 +166,111 @@ impl Run {
         self.args.eval_only.is_some()
     }
 
-    /// Saves or restores everything that changes while training. Call it at the top of every
+    /// Restores or saves everything that changes while training. Call it at the top of every
     /// iteration of the training loop with every such thing:
     ///
     /// - the first call of a resumed run loads them from the checkpoint;
-    /// - with `--checkpoint-every`, the first call of a new run saves them, so that what cannot be
-    ///   saved is refused before anything is learned, and later calls do when that many steps have
-    ///   passed;
+    /// - the first call of a new run saves them, and later calls do when a minute has passed since, or
+    ///   a hundred times as long as saving took; with `--checkpoint-every`, when that many steps have
+    ///   passed, or never. What cannot be saved is said on the console, and the run goes on without
+    ///   checkpoints; with the flag it is refused before anything is learned;
     /// - after Ctrl-C it saves them and ends the run;
     /// - after a number that was not finite it saves them as `diverged.safetensors` and ends the run.
     ///
     /// # Errors
-    /// A checkpoint that is corrupt, foreign or of another version; something that cannot be saved;
-    /// a full disk; and the two ends above.
-    pub fn checkpoint(
-        &mut self,
-        global_step: &mut usize,
-        items: &mut [(&str, &mut dyn Persist)],
-    ) -> Result<()> {
-        if std::mem::take(&mut self.resuming) {
+    /// A checkpoint whose items do not fit; something that cannot be saved, with the flag; a full
+    /// disk; and the two ends above.
+    pub fn resume_or_checkpoint(&mut self, global_step: &mut usize, items: Items) -> Result<()> {
+        if self.eval_only() {
+            return Ok(());
+        }
+        if let Some(checkpoint) = self.resume_from.take() {
             for (name, item) in items.iter_mut() {
-                let bytes = checkpoint::read_item(&self.dir, name)?;
-                item.load(&bytes).map_err(|error| {
+                item.load(checkpoint.item(name)?).map_err(|error| {
                     let file = checkpoint::path(&self.dir);
                     InvalidInput(format!("{}: {name} does not fit this run: {error:#}", file.display()))
                 })?;
             }
-            global_step.load(&checkpoint::read_item(&self.dir, "global_step")?)?;
+            global_step.load(checkpoint.item("global_step")?)?;
             self.last_checkpoint = Some(*global_step);
             self.console.say(&format!("resumed at step {global_step}"));
         }
         self.global_step = *global_step;
         if let Some(what) = self.diverged.take() {
-            self.kept = None; // the state itself is at hand
             let path = self.diverged_path();
-            let saved = self.save(&path, items);
+            let saved = self.state(items).and_then(|state| self.write(&path, &state));
             return Err(self.diverged_error(&what, saved));
         }
-        if INTERRUPTED.load(Ordering::Relaxed) {
+        if interrupt::requested() {
             return Err(self.end_interrupted(items).into());
         }
-        let every = self.args.checkpoint_every;
-        let due = every > 0 && self.last_checkpoint.is_none_or(|last| *global_step >= last + every);
-        if !due || self.eval_only() {
-            self.keep_calls = self.keep_calls.wrapping_add(1);
-            // Reading the clock for every step would cost more than some steps do.
-            if self.keep_calls.is_multiple_of(64) && Instant::now() >= self.keep_next && !self.eval_only() {
-                self.keep(items);
-            }
-            return Ok(());
+        if self.checkpoint_is_due() { self.checkpoint(items) } else { Ok(()) }
+    }
+
+    fn checkpoint_is_due(&mut self) -> bool {
+        match (self.args.checkpoint_every, self.last_checkpoint) {
+            (Some(0), _) => false,
+            (None, _) if !self.savable => false,
+            (_, None) => true,
+            (Some(every), Some(last)) => self.global_step.saturating_sub(last) >= every,
+            (None, Some(_)) => self.checkpoint_timer.is_due(),
         }
-        let saved = self.save(&checkpoint::path(&self.dir), items);
-        match (saved, self.last_checkpoint) {
-            (Ok(()), _) => {
-                self.last_checkpoint = Some(*global_step);
-                Ok(())
-            }
+    }
+
+    fn checkpoint(&mut self, items: Items) -> Result<()> {
+        let start = Instant::now();
+        let state = match (self.state(items), self.args.checkpoint_every) {
+            (Ok(state), _) => state,
             (Err(error), None) => {
-                self.remove()?;
-                invalid(format!("--checkpoint-every {every}: this run cannot be saved: {error:#}"))
+                self.savable = false;
+                let earlier = self.last_checkpoint.map_or(String::new(), |_| format!("; {}", self.whence()));
+                self.console.say(&format!("no checkpoints: {error:#}{earlier}"));
+                return Ok(());
             }
-            (Err(error), Some(_)) => Err(error.context("writing a checkpoint")),
-        }
+            (Err(error), Some(every)) if self.last_checkpoint.is_none() => {
+                self.remove()?;
+                return invalid(format!("--checkpoint-every {every}: this run cannot be saved: {error:#}"));
+            }
+            (Err(error), Some(_)) => return Err(error.context("writing a checkpoint")),
+        };
+        self.write(&checkpoint::path(&self.dir), &state).context("writing a checkpoint")?;
+        self.last_checkpoint = Some(self.global_step);
+        let wait = CHECKPOINT_EVERY.max(CHECKPOINT_SHARE * start.elapsed());
+        self.checkpoint_timer = Timer::new(wait);
+        Ok(())
     }
 
-    /// Writes a checkpoint to `path`.
-    fn save(&mut self, path: &Path, items: &[(&str, &mut dyn Persist)]) -> Result<()> {
-        let state = self.state(items)?;
-        checkpoint::write(path, self.algorithm, &self.args.env_id, &state)
+    /// What a checkpoint holds of `items`.
+    fn state(&self, items: Items) -> Result<Vec<(String, Vec<u8>)>> {
+        let save = |(name, item): &mut (&str, &mut dyn Persist)| {
+            Ok((name.to_string(), item.save().with_context(|| format!("saving {name}"))?))
+        };
+        items.iter_mut().map(save).collect()
     }
 
-    /// What a checkpoint holds: `items` and what the run itself has to remember.
-    fn state(&mut self, items: &[(&str, &mut dyn Persist)]) -> Result<Items> {
-        self.flush()?;
-        // A checkpoint on the disk needs what it says of the other two files to be there as well.
-        let events = File::open(&self.events_path)?;
-        for file in [self.metrics.get_ref(), &events] {
-            file.sync_data()?;
+    /// Writes `state`, and what the run itself has to remember, as a checkpoint to `path`.
+    fn write(&mut self, path: &Path, state: &[(String, Vec<u8>)]) -> Result<()> {
+        // A checkpoint on the disk needs what it says of the records to be there as well.
+        if let Some(records) = &mut self.records {
+            self.history.records = records.sync()?;
         }
         self.history.wall_seconds = self.wall_seconds();
         self.started = Instant::now();
-        self.history.metrics_len = self.metrics.get_ref().metadata()?.len();
-        self.history.events_len = events.metadata()?.len();
-        let mut state = vec![
+        let own = [
             ("run".to_string(), self.history.save()?),
             ("global_step".to_string(), self.global_step.save()?),
         ];
-        for (name, item) in items {
-            state.push((name.to_string(), item.save().with_context(|| format!("saving {name}"))?));
-        }
-        Ok(state)
-    }
-
-    /// Copies the state to memory, if it can be saved and is not too large.
-    fn keep(&mut self, items: &[(&str, &mut dyn Persist)]) {
-        let start = Instant::now();
-        let state = self.state(items).ok();
-        let size = |state: &Items| state.iter().map(|(_, bytes)| bytes.len()).sum::<usize>();
-        let state = state.filter(|state| size(state) <= LARGEST_KEPT);
-        let wait = match &state {
-            Some(_) => KEEP_EVERY.max(100 * start.elapsed()),
-            None => Duration::from_secs(u32::MAX.into()), // it would not be otherwise the next time
-        };
-        self.keep_next = start + wait;
-        self.kept = state.map(|state| (self.global_step, state));
-    }
-
-    /// Writes what is kept in memory, if that is newer than the last checkpoint.
-    fn write_kept(&mut self) {
-        let Some((step, state)) = self.kept.take() else { return };
-        let newer = self.last_checkpoint.is_none_or(|last| last < step);
-        let path = checkpoint::path(&self.dir);
-        if newer && checkpoint::write(&path, self.algorithm, &self.args.env_id, &state).is_ok() {
-            self.last_checkpoint = Some(step);
-        }
+        checkpoint::write(path, self.algorithm, &self.args.env_id, own.iter().chain(state))
     }
 
     /// Saves `items` after Ctrl-C; what to say at the end.
-    fn end_interrupted(&mut self, items: &[(&str, &mut dyn Persist)]) -> Interrupted {
+    fn end_interrupted(&mut self, items: Items) -> Interrupted {
         self.console.clear();
+        self.ended = true;
         let step = self.global_step;
-        if self.eval_only() {
-            return Interrupted("interrupted".into());
-        }
-        Interrupted(match self.save(&checkpoint::path(&self.dir), items) {
-            Ok(()) => {
-                self.kept = None; // which is older
-                format!("interrupted at step {step}; continue with --resume {}", self.dir.display())
-            }
+        let path = checkpoint::path(&self.dir);
+        Interrupted(match self.state(items).and_then(|state| self.write(&path, &state)) {
+            Ok(()) => format!("interrupted at step {step}; continue with --resume {}", self.dir.display()),
             Err(error) => {
                 let earlier = self.last_checkpoint.map_or(String::new(), |_| format!("; {}", self.whence()));
                 format!("interrupted at step {step}; nothing could be saved: {error:#}{earlier}")
@@ -362,16 +282,16 @@ impl Run {
     fn whence(&self) -> String {
         match self.last_checkpoint {
             Some(step) => format!("continue from step {step} with --resume {}", self.dir.display()),
-            None => "there is no checkpoint (--checkpoint-every writes them)".to_string(),
+            None => "there is no checkpoint".to_string(),
         }
     }
 
-    /// What the error that ends the run now is to be completed with.
+    /// Where a run that an error ends was, and from where it can go on.
     fn words_of_failure(&self) -> Option<String> {
-        if self.finished || self.eval_only() || self.global_step == 0 {
+        if self.ended || self.eval_only() || self.global_step == 0 {
             return None;
         }
-        let diverged = self.diverged.as_ref().map_or(String::new(), |what| format!("before that {what}; "));
+        let diverged = self.diverged.as_ref().map_or(String::new(), |what| format!("{what}; "));
         Some(format!("{diverged}the run ended at step {}; {}", self.global_step, self.whence()))
     }
 
@@ -390,8 +310,9 @@ impl Run {
 
     /// Removes a run that was refused before it began.
     fn remove(&mut self) -> Result<()> {
-        for path in [&self.dir.join("config.toml"), &self.dir.join("metrics.csv"), &self.events_path] {
-            std::fs::remove_file(path)?;
+        std::fs::remove_file(self.dir.join("config.toml"))?;
+        if let Some(records) = self.records.take() {
+            records.remove(&self.dir)?;
         }
         // Not where the directory was there before, with something else in it.
         let _ = std::fs::remove_dir(&self.dir);
@@ -414,7 +335,7 @@ impl Run {
     }
 
     /// Records one number and moves the progress bar. A number that is not finite is not recorded:
-    /// it ends the run at the next [`Run::checkpoint`] or, in the last iteration, at the
+    /// it ends the run at the next [`Run::resume_or_checkpoint`] or, in the last iteration, at the
     /// [`Run::save_or_load_model`] or evaluation that follows, which can save what there is.
     pub fn log(&mut self, global_step: usize, tag: &str, value: impl Into<f64>) -> Result<()> {
         let value = value.into();
@@ -423,37 +344,29 @@ impl Run {
             self.diverged.get_or_insert_with(|| format!("{tag} is {value} at step {global_step}"));
             return Ok(());
         }
-        writeln!(self.metrics, "{global_step},{:.3},{tag},{value}", self.wall_seconds())?;
-        if let Some(events) = &mut self.events {
-            events.scalar(tag, value as f32, global_step as u64)?;
-        }
-        if self.console.due() {
+        self.record(global_step, tag, value)?;
+        if self.console.is_due() {
             self.report()?;
         }
         Ok(())
     }
 
-    fn report(&mut self) -> Result<()> {
-        self.flush()?;
+    fn record(&mut self, global_step: usize, tag: &str, value: f64) -> Result<()> {
         let seconds = self.wall_seconds();
-        let sps = self.global_step as f64 / seconds.max(1e-9);
+        match &mut self.records {
+            Some(records) => records.scalar(global_step, seconds, tag, value),
+            None => Ok(()),
+        }
+    }
+
+    fn report(&mut self) -> Result<()> {
+        let sps = (self.global_step as f64 / self.wall_seconds().max(1e-9)).round();
         let recent = &self.history.recent;
         let mean = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
         self.console.update(self.global_step, mean, sps);
-        let step = self.global_step;
-        writeln!(self.metrics, "{step},{seconds:.3},charts/SPS,{sps:.0}")?;
-        if let Some(events) = &mut self.events {
-            events.scalar("charts/SPS", sps as f32, step as u64)?;
-        }
-        Ok(())
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        self.metrics.flush().context("writing metrics.csv")?;
-        if let Some(events) = &mut self.events {
-            events.flush()?;
-        }
-        Ok(())
+        self.record(self.global_step, "charts/SPS", sps)?;
+        // So that the files can be watched.
+        self.records.as_mut().map_or(Ok(()), Records::flush)
     }
 
     /// Seconds that the run has taken, over all of its resumptions.
@@ -490,10 +403,11 @@ impl Run {
     }
 
     /// Refuses to go on with an evaluation after Ctrl-C.
-    fn refuse_interrupted(&self) -> Result<()> {
-        if !INTERRUPTED.load(Ordering::Relaxed) {
+    fn refuse_interrupted(&mut self) -> Result<()> {
+        if !interrupt::requested() {
             return Ok(());
         }
+        self.ended = true;
         let evaluate = match self.dir.join("model.safetensors").exists() {
             true => format!("; evaluate it with --eval-only {}", self.dir.display()),
             false => String::new(),
@@ -504,7 +418,7 @@ impl Run {
     /// Ends the run: plays `--eval-episodes` episodes with `policy`, which maps observations
     /// `[n, observation_dim]` to `n` actions, and writes the summary and the plot. The last line
     /// on standard output is the result. Where the environment has no time limit, an episode
-    /// counts with what it collected in [`MAX_EVALUATION_STEPS`].
+    /// counts with what it collected in [`envs::MAX_EPISODE_STEPS`].
     pub fn evaluate<T>(self, policy: impl FnMut(&[f32]) -> Result<Vec<T>>) -> Result<Evaluation>
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
@@ -534,11 +448,11 @@ impl Run {
         while returns.len() < wanted {
             let n = batch.min(wanted - returns.len());
             let mut envs = make(n, seed.wrapping_add(returns.len() as u64))?;
-            let limit = envs.spec().max_episode_steps.is_none().then_some(MAX_EVALUATION_STEPS);
+            let limit = envs.spec().episode_limit();
             let mut result: Vec<Option<f64>> = vec![None; n];
             let mut steps = 0;
             while result.iter().any(Option::is_none) {
-                if Some(steps) == limit {
+                if steps == limit {
                     for (result, running) in result.iter_mut().zip(envs.running_returns()) {
                         result.get_or_insert(*running);
                     }
@@ -578,12 +492,18 @@ impl Run {
         // One episode in each environment; the first of them is filmed.
         let mut envs = make(self.args.eval_episodes, seed)?;
         let mut returns: Vec<Option<f64>> = vec![None; self.args.eval_episodes];
-        let mut frames = Vec::new();
+        let mut gif = match self.args.capture_video {
+            true => Some(GifWriter::new(&self.dir.join("agent.gif"), 480, 480, 100)?),
+            false => None,
+        };
         while returns.iter().any(Option::is_none) {
-            if self.args.capture_video && returns[0].is_none() && frames.len() < 1000 {
+            if let Some(gif) = &mut gif
+                && returns[0].is_none()
+                && gif.frames() < MAX_FRAMES
+            {
                 let mut canvas = Canvas::new(480, 480);
                 envs.draw(0, &mut canvas)?;
-                frames.push(canvas.rgb());
+                gif.push(&canvas.rgb())?;
             }
             self.refuse_interrupted()?;
             let actions = policy(envs.observations())?;
@@ -592,9 +512,7 @@ impl Run {
                 returns[episode.env].get_or_insert(episode.episodic_return);
             }
         }
-        if self.args.capture_video {
-            gif::write_gif(&self.dir.join("agent.gif"), &frames, 480, 480, 100)?;
-        }
+        gif.map_or(Ok(()), GifWriter::finish)?;
         let returns: Vec<f64> = returns.into_iter().flatten().collect();
         self.finish(&returns, training_seconds)
     }
@@ -611,8 +529,8 @@ impl Run {
             self.log(step, "eval/episodic_return", mean)?;
             self.refuse_diverged()?;
             let sps = step as f64 / training_seconds.max(1e-9);
-            writeln!(self.metrics, "{step},{:.3},charts/SPS,{sps:.0}", self.wall_seconds())?;
-            self.flush()?;
+            self.record(step, "charts/SPS", sps.round())?;
+            self.records.as_mut().map_or(Ok(()), Records::flush)?;
             let summary = Summary {
                 algorithm: self.algorithm,
                 env_id: &self.args.env_id,
@@ -628,15 +546,14 @@ impl Run {
             write_atomically(&self.dir.join("summary.json"), &serde_json::to_vec_pretty(&summary)?)?;
             self.plot()?;
         }
-        self.finished = true;
+        self.ended = true;
         self.console.clear();
         println!("eval/episodic_return mean={:.2} std={:.2} episodes={}", eval.mean, eval.std, eval.episodes);
         Ok(eval)
     }
 
     fn plot(&self) -> Result<()> {
-        let runs = [self.history.returns.iter().map(|&(step, value)| (step as f64, value)).collect()];
-        let curve = Curve::from_runs(self.algorithm, &runs, 200);
+        let curve = Curve::of_run(self.algorithm, &self.history.returns);
         let spec: Option<Spec> = envs::make(&self.args.env_id).ok().map(|env| env.spec().clone());
         let solved = spec.and_then(|spec| spec.reward_threshold);
         let label = solved.map(|threshold| format!("solved: {threshold}"));
@@ -659,30 +576,24 @@ impl Run {
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
     {
         let mut envs = make(1, seed)?;
-        let mut frames = Vec::new();
-        loop {
+        let mut gif = GifWriter::new(&self.dir.join("agent.gif"), 480, 320, 33)?;
+        while gif.frames() < MAX_FRAMES && envs.episodes().is_empty() {
             let mut canvas = Canvas::new(480, 320);
             envs.draw(0, &mut canvas)?;
-            frames.push(canvas.rgb());
+            gif.push(&canvas.rgb())?;
             let actions = policy(envs.observations())?;
             envs.step(&actions)?;
-            if !envs.episodes().is_empty() || frames.len() >= 1000 {
-                break;
-            }
         }
-        gif::write_gif(&self.dir.join("agent.gif"), &frames, 480, 320, 33)
+        gif.finish()
     }
 }
 
 impl Drop for Run {
-    /// A run dropped before its end is one that an error ends.
+    /// A run dropped before its end is one that an error ends; who made it knows nothing of steps.
     fn drop(&mut self) {
-        if !self.finished {
-            self.write_kept();
-        }
+        self.console.clear();
         if let Some(words) = self.words_of_failure() {
-            self.console.clear();
-            *LAST_WORDS.lock().unwrap_or_else(PoisonError::into_inner) = Some(words);
+            eprintln!("{words}");
         }
     }
 }
@@ -699,33 +610,6 @@ struct Summary<'a> {
     git_commit: Option<String>,
     version: &'a str,
     cpu: String,
-}
-
-/// Replaces `path` with `bytes` in one step: a reader sees the old file or the new one, whole.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let name = path.file_name().context("a file has a name")?.to_string_lossy();
-    // Always the same name: what a killed program leaves is replaced by the next one that writes.
-    let partial = path.with_file_name(format!(".{name}.partial"));
-    let write = || {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&partial, path)
-    };
-    write().with_context(|| format!("{}: cannot be written", path.display())).inspect_err(|_| {
-        // The error to report is the first.
-        let _ = std::fs::remove_file(&partial);
-    })
-}
-
-fn find_events(dir: &Path) -> Result<PathBuf> {
-    for entry in std::fs::read_dir(dir)? {
-        let path = entry?.path();
-        if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("events.out.tfevents")) {
-            return Ok(path);
-        }
-    }
-    bail!("{}: holds no TensorBoard event file", dir.display())
 }
 
 /// The commit the sources are at, where git knows it.
@@ -745,76 +629,6 @@ pub fn cpu_name() -> String {
     name.map_or(std::env::consts::ARCH.to_string(), |(_, name)| name.trim().to_string())
 }
 
-/// A progress bar on a terminal; elsewhere a plain line every few seconds.
-struct Console {
-    bar: Option<ProgressBar>,
-    total: usize,
-    started: Instant,
-    last: Instant,
-    calls: u32,
-}
-
-impl Console {
-    fn new(total: usize, quiet: bool) -> Self {
-        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
-            let style =
-                ProgressStyle::with_template("{bar:32} {human_pos}/{human_len}  {msg}  {elapsed} < {eta}");
-            let bar = ProgressBar::new(total as u64);
-            if let Ok(style) = style {
-                bar.set_style(style.progress_chars("━╸ "));
-            }
-            bar
-        });
-        let now = Instant::now();
-        Self { bar, total, started: now, last: now, calls: 0 }
-    }
-
-    fn say(&self, text: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
-        }
-    }
-
-    fn due(&mut self) -> bool {
-        // Reading the clock for every number logged would cost more than logging it.
-        self.calls += 1;
-        if !self.calls.is_multiple_of(64) {
-            return false;
-        }
-        let every = Duration::from_millis(if self.bar.is_some() { 100 } else { 5000 });
-        let due = self.last.elapsed() >= every;
-        if due {
-            self.last = Instant::now();
-        }
-        due
-    }
-
-    fn update(&self, step: usize, mean_return: Option<f64>, sps: f64) {
-        let mean = mean_return.map_or("return –".to_string(), |mean| format!("return {mean:.1}"));
-        match &self.bar {
-            Some(bar) => {
-                bar.set_position(step as u64);
-                bar.set_message(format!("{mean}  {sps:.0} steps/s"));
-            }
-            None => {
-                let left = self.total.saturating_sub(step) as f64 / sps.max(1e-9);
-                let elapsed = self.started.elapsed().as_secs_f64();
-                eprintln!(
-                    "step {step}/{}  {mean}  {sps:.0} steps/s  {elapsed:.0} s elapsed, {left:.0} s left",
-                    self.total
-                );
-            }
-        }
-    }
-
-    fn clear(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -827,11 +641,18 @@ mod tests {
         run: RunArgs,
     }
 
-    fn start(dir: &Path, every: usize) -> Run {
-        let (dir, every) = (format!("--run-dir={}", dir.display()), format!("--checkpoint-every={every}"));
-        let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100", &dir, &every];
-        let toy: Toy = cli::parse_from(argv.map(Into::into)).unwrap();
+    fn start(dir: &Path, flags: &[&str]) -> Run {
+        let dir = format!("--run-dir={}", dir.display());
+        let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100", &dir];
+        let toy: Toy = cli::parse_from(argv.iter().chain(flags).map(Into::into)).unwrap();
         Run::start("toy", &toy.run, &toy).unwrap()
+    }
+
+    /// The state that the checkpoint in `dir` holds.
+    fn saved(dir: &Path) -> u8 {
+        let mut state = 0_u8;
+        state.load(Checkpoint::read(dir).unwrap().item("state").unwrap()).unwrap();
+        state
     }
 
     struct Sealed;
@@ -849,65 +670,90 @@ mod tests {
     fn an_interrupted_run_says_what_it_saved() {
         let dir = tempfile::tempdir().unwrap();
         let shown = dir.path().display();
-        let mut run = start(dir.path(), 0);
+        let mut run = start(dir.path(), &["--checkpoint-every=0"]);
         run.global_step = 7;
-        let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
+        let end = run.end_interrupted(&mut [("state", &mut Sealed)]).to_string();
         let why = "nothing could be saved: saving state: it is sealed";
         assert_eq!(end, format!("interrupted at step 7; {why}"));
         run.last_checkpoint = Some(5);
-        let end = run.end_interrupted(&[("state", &mut Sealed)]).to_string();
+        let end = run.end_interrupted(&mut [("state", &mut Sealed)]).to_string();
         assert_eq!(end, format!("interrupted at step 7; {why}; continue from step 5 with --resume {shown}"));
         assert!(!checkpoint::path(dir.path()).exists());
 
-        run.keep(&[("state", &mut 4_u8)]);
-        let end = run.end_interrupted(&[("state", &mut 5_u8)]).to_string();
+        let end = run.end_interrupted(&mut [("state", &mut 5_u8)]).to_string();
         assert_eq!(end, format!("interrupted at step 7; continue with --resume {shown}"));
-        run.write_kept();
-        assert_eq!(checkpoint::read_item(dir.path(), "state").unwrap(), 5_u8.save().unwrap());
-        run.finished = true; // so that it leaves no last words to the other tests
+        assert_eq!(saved(dir.path()), 5);
+        assert_eq!(run.words_of_failure(), None, "it has said so already");
     }
 
     #[test]
     fn the_end_of_a_failed_run_says_where_it_can_go_on() {
-        // One test, as the words are the program's.
         let dir = tempfile::tempdir().unwrap();
         let shown = dir.path().display();
-        let mut run = start(dir.path(), 10);
-        run.checkpoint(&mut 0, &mut [("state", &mut 5_u8)]).unwrap();
-        run.checkpoint(&mut 12, &mut [("state", &mut 5_u8)]).unwrap();
+        let mut run = start(dir.path(), &["--checkpoint-every=10"]);
+        run.resume_or_checkpoint(&mut 0, &mut [("state", &mut 5_u8)]).unwrap();
+        assert_eq!(run.words_of_failure(), None, "nothing has been learned yet");
+        run.resume_or_checkpoint(&mut 12, &mut [("state", &mut 5_u8)]).unwrap();
         let episode = Episode { env: 0, episodic_return: 1.0, length: 3 };
         run.episodes(15, &[episode]).unwrap();
-        assert_eq!(
-            run.words_of_failure().unwrap(),
-            format!("the run ended at step 15; continue from step 12 with --resume {shown}")
-        );
+        let words = format!("the run ended at step 15; continue from step 12 with --resume {shown}");
+        assert_eq!(run.words_of_failure().unwrap(), words);
         run.log(16, "losses/loss", f32::INFINITY).unwrap();
-        let words = "before that losses/loss is inf at step 16; the run ended at step 16; continue";
+        let words = "losses/loss is inf at step 16; the run ended at step 16; continue";
         assert!(run.words_of_failure().unwrap().starts_with(words));
-
-        // What was kept in memory is written when the run fails, unless a checkpoint is newer.
-        run.global_step = 11;
-        run.keep(&[("state", &mut 6_u8)]);
-        run.write_kept();
-        assert_eq!(run.last_checkpoint, Some(12));
-        run.global_step = 16;
-        run.keep(&[("state", &mut 6_u8)]);
-        drop(run);
-        let ending = format!("continue from step 16 with --resume {shown}");
-        assert!(last_words().unwrap().ends_with(&ending));
-        let mut state = 0_u8;
-        state.load(&checkpoint::read_item(dir.path(), "state").unwrap()).unwrap();
-        assert_eq!(state, 6);
+        run.ended = true;
+        assert_eq!(run.words_of_failure(), None);
 
         let dir = tempfile::tempdir().unwrap();
-        let mut run = start(dir.path(), 0);
-        run.keep(&[("state", &mut Sealed)]);
-        assert!(run.kept.is_none());
-        assert_eq!(run.words_of_failure(), None, "nothing has been learned yet");
+        let mut run = start(dir.path(), &["--checkpoint-every=0"]);
         run.log(3, "losses/loss", 0.5).unwrap();
-        let words = "the run ended at step 3; there is no checkpoint (--checkpoint-every writes them)";
-        assert_eq!(run.words_of_failure().unwrap(), words);
-        run.finished = true;
-        assert_eq!(run.words_of_failure(), None);
+        assert_eq!(run.words_of_failure().unwrap(), "the run ended at step 3; there is no checkpoint");
+    }
+
+    #[test]
+    fn without_a_flag_there_is_a_checkpoint_at_first_and_then_whenever_the_time_has_come() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = start(dir.path(), &[]);
+        run.resume_or_checkpoint(&mut 0, &mut [("state", &mut 1_u8)]).unwrap();
+        assert_eq!(saved(dir.path()), 1);
+        run.resume_or_checkpoint(&mut 1, &mut [("state", &mut 2_u8)]).unwrap();
+        assert_eq!(saved(dir.path()), 1, "a minute has not passed");
+        run.checkpoint_timer = Timer::new(Duration::ZERO);
+        run.resume_or_checkpoint(&mut 2, &mut [("state", &mut 3_u8)]).unwrap();
+        assert_eq!((saved(dir.path()), run.last_checkpoint), (3, Some(2)));
+        run.resume_or_checkpoint(&mut 3, &mut [("state", &mut 4_u8)]).unwrap();
+        assert_eq!(saved(dir.path()), 3, "the next minute has begun");
+
+        // It is resumed without a flag, and the minute begins anew.
+        drop(run);
+        let mut run = start(dir.path(), &[&format!("--resume={}", dir.path().display())]);
+        let (mut step, mut state) = (0, 0_u8);
+        run.resume_or_checkpoint(&mut step, &mut [("state", &mut state)]).unwrap();
+        assert_eq!((step, state, run.last_checkpoint), (2, 3, Some(2)));
+    }
+
+    #[test]
+    fn what_cannot_be_saved_is_tried_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = start(dir.path(), &[]);
+        run.resume_or_checkpoint(&mut 0, &mut [("state", &mut Sealed)]).unwrap();
+        run.checkpoint_timer = Timer::new(Duration::ZERO);
+        assert!(!run.checkpoint_is_due());
+        assert!(!checkpoint::path(dir.path()).exists());
+        run.log(3, "losses/loss", 0.5).unwrap();
+        assert_eq!(run.words_of_failure().unwrap(), "the run ended at step 3; there is no checkpoint");
+    }
+
+    #[test]
+    fn no_number_of_steps_between_checkpoints_is_too_large() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut run = start(dir.path(), &[]);
+        run.args.checkpoint_every = Some(usize::MAX);
+        for step in 0..5 {
+            run.resume_or_checkpoint(&mut (step * 20), &mut [("state", &mut (step as u8))]).unwrap();
+        }
+        assert_eq!(saved(dir.path()), 0);
+        run.args.checkpoint_every = Some(0);
+        assert!(!run.checkpoint_is_due());
     }
 }

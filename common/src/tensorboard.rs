@@ -102,7 +102,6 @@ impl EventWriter {
     }
 
     /// Length of the file in bytes, once [`flush`](Self::flush) has been called.
-    #[expect(clippy::len_without_is_empty, reason = "the version record is always there")]
     pub fn len(&self) -> u64 {
         self.len
     }
@@ -138,6 +137,13 @@ impl EventWriter {
     /// Hands everything written so far to the operating system.
     pub fn flush(&mut self) -> Result<()> {
         self.file.flush().with_context(|| format!("{}: cannot write to the event file", self.path.display()))
+    }
+
+    /// Brings everything written so far to the disk.
+    pub fn sync(&mut self) -> Result<()> {
+        self.flush()?;
+        let synced = self.file.get_ref().sync_data();
+        synced.with_context(|| format!("{}: cannot write to the event file", self.path.display()))
     }
 
     /// Writes an event that holds a summary of one `value`.

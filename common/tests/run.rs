@@ -7,6 +7,7 @@ use common::envs::persist::Persist;
 use common::envs::{InvalidInput, Result};
 use serde::Serialize;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 #[derive(Parser, Serialize)]
 struct Args {
@@ -30,7 +31,7 @@ fn start_with(flags: &[&str]) -> Result<Run> {
 fn train(run: &mut Run, state: &mut u64, learn: impl Fn(&mut Run, usize) -> Result<()>) -> Result<()> {
     let mut global_step = 0;
     while global_step < run.total_timesteps {
-        run.checkpoint(&mut global_step, &mut [("state", state)])?;
+        run.resume_or_checkpoint(&mut global_step, &mut [("state", state)])?;
         global_step += 1;
         *state += 1;
         learn(run, global_step)?;
@@ -134,23 +135,23 @@ fn what_cannot_be_saved_is_refused_before_training_and_leaves_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("run");
     let mut run = start(&dir, 50).unwrap();
-    let error = run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
+    let error = run.resume_or_checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
     assert!(error.is::<InvalidInput>(), "{error:#}");
     let message = "--checkpoint-every 50: this run cannot be saved: saving envs: it is sealed";
     assert_eq!(error.to_string(), message);
     drop(run);
     assert!(!dir.exists());
 
-    // Without the flag nobody asks for it.
-    let mut run = start(&dir, 0).unwrap();
-    run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap();
+    // Without the flag the run goes on without checkpoints.
+    let mut run = start_with(&[&format!("--run-dir={}", dir.display())]).unwrap();
+    run.resume_or_checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap();
 
     // Files of others stay.
     let dir = scratch.path().join("other");
     std::fs::create_dir(&dir).unwrap();
     std::fs::write(dir.join("notes.txt"), "mine").unwrap();
     let mut run = start(&dir, 50).unwrap();
-    run.checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
+    run.resume_or_checkpoint(&mut 0, &mut [("envs", &mut Sealed)]).unwrap_err();
     drop(run);
     assert_eq!(names(&dir), ["notes.txt"]);
 }
@@ -159,7 +160,7 @@ fn what_cannot_be_saved_is_refused_before_training_and_leaves_nothing() {
 fn the_first_checkpoint_comes_before_training() {
     let scratch = tempfile::tempdir().unwrap();
     let mut run = start(scratch.path(), 50).unwrap();
-    run.checkpoint(&mut 0, &mut [("state", &mut 7_u64)]).unwrap();
+    run.resume_or_checkpoint(&mut 0, &mut [("state", &mut 7_u64)]).unwrap();
     drop(run);
     assert_eq!(saved(&scratch.path().join("checkpoint.safetensors"), "state"), 7);
     assert!(names(scratch.path()).iter().all(|name| !name.starts_with('.')), "{:?}", names(scratch.path()));
@@ -193,4 +194,63 @@ fn metrics_cut_short_by_others_are_refused() {
     let error = start_with(&[&format!("--resume={dir}")]).err().expect("refused").to_string();
     let wanted = format!("--resume {dir}: metrics.csv has 35 bytes, resuming needs its first ");
     assert!(error.starts_with(&wanted), "{error}");
+}
+
+/// How a program of its own ends that trains in `dir` and gets Ctrl-C so many times: its exit code and
+/// what it says.
+#[cfg(unix)]
+fn interrupted(dir: &Path, times: u32) -> (Option<i32>, String) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["a_program_that_is_interrupted", "--exact", "--ignored", "--nocapture"])
+        .env("RUN_DIR", dir)
+        .env("TIMES", times.to_string())
+        .output()
+        .unwrap();
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[cfg(unix)]
+#[test]
+fn the_first_interrupt_saves_the_run_and_the_second_ends_it_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("first");
+    let (code, says) = interrupted(&dir, 1);
+    let end = format!("interrupted at step 3; continue with --resume {}\n", dir.display());
+    assert!(says.ends_with(&end), "exit {code:?}: {says}");
+    assert_eq!(saved(&dir.join("checkpoint.safetensors"), "state"), 7);
+
+    let dir = scratch.path().join("second");
+    let (code, says) = interrupted(&dir, 2);
+    assert_eq!(code, Some(130), "{says}");
+    assert!(says.ends_with("interrupted again: nothing is saved\n"), "{says}");
+    assert!(!dir.join("checkpoint.safetensors").exists());
+}
+
+/// Not a test: what [`interrupted`] runs.
+#[cfg(unix)]
+#[test]
+#[ignore = "a program for other tests"]
+fn a_program_that_is_interrupted() {
+    let Some(dir) = std::env::var_os("RUN_DIR") else { return };
+    let times: u32 = std::env::var("TIMES").unwrap().parse().unwrap();
+    let dir = format!("--run-dir={}", Path::new(&dir).display());
+    let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=1000000000", &dir];
+    let args: Args = cli::parse_from(argv.map(Into::into)).unwrap();
+    let mut run = Run::start("toy", &args.run, &args).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    for _ in 0..times {
+        let kill = format!("kill -INT {}", std::process::id());
+        assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+    let mut state = 7_u64;
+    let error = loop {
+        assert!(Instant::now() < deadline, "the interruption was not noticed");
+        if times == 1
+            && let Err(error) = run.resume_or_checkpoint(&mut 3, &mut [("state", &mut state)])
+        {
+            break error;
+        }
+    };
+    eprintln!("{error}");
+    std::process::exit(3);
 }

@@ -66,6 +66,11 @@ pub struct Spec {
     pub reward_threshold: Option<f64>,
 }
 
+/// Steps after which an episode of an environment without a time limit is given up where it is
+/// played to its end, as a policy may walk in circles for ever. It is what Gymnasium limits Atari games
+/// to: half an hour of play, 108,000 frames of which every fourth is acted on.
+pub const MAX_EPISODE_STEPS: u32 = 27_000;
+
 /// A picture, `[height, width, channels]` row-major, each number from 0 to `high`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Image {
@@ -80,6 +85,12 @@ pub struct Image {
 }
 
 impl Spec {
+    /// Most steps that an episode can have for whoever plays it to its end: the time limit or, where
+    /// there is none, [`MAX_EPISODE_STEPS`], at which the environment itself does not end it.
+    pub fn episode_limit(&self) -> u32 {
+        self.max_episode_steps.unwrap_or(MAX_EPISODE_STEPS)
+    }
+
     /// Sizes `(observation_dim, num_actions)` for an algorithm that wants vector observations and
     /// discrete actions; refuses other spaces, naming `algorithm`.
     pub fn box_to_discrete(&self, algorithm: &str) -> Result<(usize, usize)> {

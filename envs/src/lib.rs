@@ -20,7 +20,8 @@ pub mod wrappers;
 
 pub use canvas::Canvas;
 pub use env::{
-    Action, Env, Image, Outcome, Rng, Spec, State, Step, TransitionModel, learner_rng, parameters_rng, rng,
+    Action, Env, Image, MAX_EPISODE_STEPS, Outcome, Rng, Spec, State, Step, TransitionModel, learner_rng,
+    parameters_rng, rng,
 };
 pub use registry::{Registration, make, registry};
 pub use space::Space;

@@ -4,7 +4,7 @@
 use crate::process::{self, DEADLINE};
 use crate::thresholds::{self, Direction, Entry, Thresholds};
 use anyhow::{Context, Result, bail, ensure};
-use common::checkpoint;
+use common::checkpoint::{self, Checkpoint};
 use common::cli::Evaluation;
 use envs::Rng;
 use rand::RngExt;
@@ -456,7 +456,7 @@ impl<'a> Killer<'a> {
 
     /// The step that the last checkpoint was written at.
     fn saved_step(&self) -> Option<Vec<u8>> {
-        checkpoint::read_item(&self.run_dir, "global_step").ok()
+        Some(Checkpoint::read(&self.run_dir).ok()?.item("global_step").ok()?.to_vec())
     }
 
     /// What a checkpoint is called while it is written.

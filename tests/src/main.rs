@@ -9,6 +9,7 @@
 //! ```
 
 mod compare;
+mod curves;
 mod digest;
 mod jobs;
 mod report;

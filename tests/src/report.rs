@@ -2,14 +2,15 @@
 //! plot and a CSV file of each learning curve, and the short table in the project's README. The same
 //! results always give the same bytes.
 
+use crate::curves;
 use crate::jobs::{self, Entry, Measure, Tier};
 use crate::result::{RunResult, read_all, round};
 use crate::runner::default_results;
 use crate::statistics::{mean, variance};
 use anyhow::{Context, Result};
 use common::envs::invalid;
-use common::plot::{Curve, learning_curves};
-use common::run::write_atomically;
+use common::plot::learning_curves;
+use common::write_atomically;
 use regression::learning::median;
 use regression::paths::root;
 use regression::thresholds::{Direction, FAMILIES, Reference};
@@ -118,14 +119,14 @@ fn write_curves(folder: &Path, rows: &[&Row]) -> Result<()> {
     for Row { entry, seeds } in rows.iter().filter(|row| row.has_curve()) {
         let seeds: Vec<&RunResult> = seeds.iter().filter(|seed| !seed.curve.steps.is_empty()).collect();
         let runs: Vec<Vec<(f64, f64)>> = seeds.iter().map(|seed| seed.curve.points()).collect();
-        let curve = Curve::from_runs(entry.algorithm.as_str(), &runs, POINTS);
+        let curve = curves::from_runs(entry.algorithm.as_str(), &runs, POINTS);
 
         let mut csv = "step,mean,low,high".to_string();
         for seed in &seeds {
             csv += &format!(",seed_{}", seed.seed);
         }
         csv += "\n";
-        let of_seeds = Curve::of_each_run(&runs, POINTS);
+        let of_seeds = curves::of_each_run(&runs, POINTS);
         for (i, step) in curve.xs.iter().enumerate() {
             let band = [curve.mean[i], curve.low[i], curve.high[i]];
             csv += &format!("{step:.0}");

@@ -6,7 +6,7 @@ use crate::statistics::{mean, variance};
 use anyhow::{Context, Result};
 use common::cli::Evaluation;
 use common::envs::invalid;
-use common::run::write_atomically;
+use common::write_atomically;
 use regression::learning::{Row, Summary, mean_of_last, read_metrics};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};

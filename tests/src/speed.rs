@@ -14,7 +14,7 @@ mod training;
 mod vectorised;
 
 use common::cli::positive;
-use common::run::write_atomically;
+use common::write_atomically;
 use envs::{Result, invalid};
 use networks::Library;
 use peers::Python;

@@ -10,7 +10,7 @@
 
 use candle_core::{DType, Device};
 use clap::Parser;
-use common::checkpoint;
+use common::checkpoint::{self, Checkpoint};
 use common::cli::{self, RunArgs};
 use common::envs::persist::Persist;
 use common::envs::wrappers::NormalizeObservation;
@@ -300,9 +300,10 @@ impl Training {
 
     /// Takes everything from the checkpoint in `dir` and goes on with it.
     fn resume(&mut self, dir: &Path) -> Result<()> {
-        checkpoint::describe(dir, "toy", "CartPole-v1")?;
+        let checkpoint = Checkpoint::read(dir)?;
+        checkpoint.expect_of("toy", "CartPole-v1")?;
         for (name, item) in &mut self.items() {
-            item.load(&checkpoint::read_item(dir, name)?)?;
+            item.load(checkpoint.item(name)?)?;
         }
         let weight = &self.parameters.all_vars()[1];
         self.optimizer.backward_step(&weight.sqr()?.sum_all()?)?;
@@ -526,9 +527,9 @@ proptest! {
         let resumed = has_one_line(training.resume(scratch.dir.path()));
         if resumed.is_ok() {
             // The checksum finds every change of a name or a content.
+            let checkpoint = Checkpoint::read(scratch.dir.path()).unwrap();
             for (name, content) in &items {
-                let found = checkpoint::read_item(scratch.dir.path(), name).unwrap();
-                prop_assert!(found == *content, "{} is another", name);
+                prop_assert!(checkpoint.item(name).unwrap() == content, "{} is another", name);
             }
         }
         memory_is_bounded();

@@ -38,8 +38,8 @@ use anyhow::Result;
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, rng};
-use common::gif::write_gif;
-use common::run::{MAX_EVALUATION_STEPS, Run};
+use common::gif::GifWriter;
+use common::run::Run;
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -245,7 +245,7 @@ fn train(args: Args) -> Result<()> {
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
-        run.checkpoint(
+        run.resume_or_checkpoint(
             &mut global_step,
             &mut [("envs", &mut envs), ("plan", &mut planner.mean), ("rng", &mut rng)],
         )?;
@@ -298,7 +298,7 @@ fn evaluate(args: &Args) -> Result<Vec<f64>> {
 fn episode_return(args: &Args, index: usize, mut watch: impl FnMut(&VecEnv) -> Result<()>) -> Result<f64> {
     let seed = (args.run.seed ^ EVALUATION_SEED).wrapping_add(index as u64);
     let (mut envs, mut planner, mut rng) = set_up(args, seed)?;
-    for _ in 0..MAX_EVALUATION_STEPS {
+    for _ in 0..envs.spec().episode_limit() {
         watch(&envs)?;
         envs.step(planner.act(&envs.state(0)?, &mut rng)?)?;
         if let Some(episode) = envs.episodes().first() {
@@ -310,14 +310,13 @@ fn episode_return(args: &Args, index: usize, mut watch: impl FnMut(&VecEnv) -> R
 
 /// The first evaluation episode, as `agent.gif`.
 fn film(args: &Args, run: &Run) -> Result<()> {
-    let mut frames = Vec::new();
+    let mut gif = GifWriter::new(&run.dir().join("agent.gif"), 480, 320, 33)?;
     episode_return(args, 0, |envs| {
         let mut canvas = Canvas::new(480, 320);
         envs.draw(0, &mut canvas)?;
-        frames.push(canvas.rgb());
-        Ok(())
+        gif.push(&canvas.rgb())
     })?;
-    write_gif(&run.dir().join("agent.gif"), &frames, 480, 320, 33)
+    gif.finish()
 }
 
 #[cfg(test)]

@@ -254,7 +254,7 @@ fn train(args: &Args, world: &World) -> Result<()> {
     let mut global_step = 0;
     while global_step < total_timesteps {
         if let Some(run) = &mut run {
-            run.checkpoint(&mut global_step, &mut [("search", &mut search)])?;
+            run.resume_or_checkpoint(&mut global_step, &mut [("search", &mut search)])?;
         }
         if std::mem::take(&mut resuming) {
             // Rank 0 has read the checkpoint, for all.

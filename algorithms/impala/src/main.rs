@@ -273,8 +273,10 @@ impl Actors<'_> {
 impl Persist for Actors<'_> {
     fn save(&self) -> Result<Vec<u8>> {
         self.tell(&Order::Save)?;
-        let states = (1..self.0.size()).map(|actor| self.0.receive::<(Vec<u8>, Rng)>(actor));
-        states.collect::<Result<Vec<_>>>()?.save()
+        // All of them answer, also after one that could not.
+        let states = (1..self.0.size()).map(|actor| self.0.receive::<Result<(Vec<u8>, Rng), String>>(actor));
+        let states = states.collect::<Result<Vec<_>>>()?.into_iter().collect::<Result<Vec<_>, _>>();
+        states.map_err(anyhow::Error::msg)?.save()
     }
 
     fn load(&mut self, bytes: &[u8]) -> Result<()> {
@@ -309,7 +311,11 @@ fn act(args: &Args, world: &World) -> Result<()> {
                 agent.parameters.load(&parameters)?;
                 world.send(LEARNER, &gather(&agent, &mut envs, &mut rng, args)?)?;
             }
-            Order::Save => world.send(LEARNER, &(envs.save()?, &rng))?,
+            // An environment that cannot be saved ends no one: the run goes on without checkpoints.
+            Order::Save => {
+                let state = envs.save().map(|envs| (envs, &rng)).map_err(|error| format!("{error:#}"));
+                world.send(LEARNER, &state)?;
+            }
             Order::Load(saved_envs, saved_rng) => {
                 envs.load(&saved_envs)?;
                 rng = saved_rng;
@@ -348,7 +354,7 @@ fn train(args: &Args, world: &World) -> Result<()> {
     let mut rollout = Rollout::default();
     let mut global_step = 0;
     while global_step < run.total_timesteps {
-        run.checkpoint(
+        run.resume_or_checkpoint(
             &mut global_step,
             &mut [
                 ("parameters", &mut agent.parameters),

@@ -41,7 +41,7 @@ use anyhow::Result;
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{self, Episode, Outcome, TransitionModel, invalid};
-use common::run::{MAX_EVALUATION_STEPS, Run};
+use common::run::Run;
 use serde::Serialize;
 use std::process::ExitCode;
 
@@ -53,7 +53,7 @@ use std::process::ExitCode;
     arg.default_value("1000000").help("Sweeps through the states at most; fewer if the policy is optimal before")
 }))]
 #[command(mut_arg("checkpoint_every", |arg| {
-    arg.help("Sweeps between checkpoints; 0 writes one only when the run is interrupted")
+    arg.help("Sweeps between checkpoints; 0 writes one only when the run is interrupted [default: every minute]")
 }))]
 struct Args {
     #[command(flatten)]
@@ -240,7 +240,7 @@ fn train(args: Args) -> Result<()> {
         ));
     };
     let (num_states, num_actions) = env.spec().discrete_to_discrete("policy_iteration")?;
-    let max_episode_steps = env.spec().max_episode_steps.unwrap_or(MAX_EVALUATION_STEPS);
+    let max_episode_steps = env.spec().episode_limit();
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut policy = Policy::uniform(num_states, num_actions);
@@ -250,7 +250,7 @@ fn train(args: Args) -> Result<()> {
 
     let mut global_step = 0; // sweeps so far
     while global_step < run.total_timesteps && !optimal {
-        run.checkpoint(
+        run.resume_or_checkpoint(
             &mut global_step,
             &mut [
                 ("policy", &mut policy.probabilities),

@@ -282,7 +282,7 @@ fn train(args: Args) -> Result<()> {
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
-        run.checkpoint(
+        run.resume_or_checkpoint(
             &mut global_step,
             &mut [
                 ("parameters", &mut parameters),

@@ -222,7 +222,7 @@ fn train(args: Args) -> Result<()> {
     let mut episodes = 0;
     let mut global_step = 0;
     while global_step < run.total_timesteps && episodes < total_episodes {
-        run.checkpoint(
+        run.resume_or_checkpoint(
             &mut global_step,
             &mut [
                 ("action_values", &mut q.values),

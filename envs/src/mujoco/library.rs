@@ -12,6 +12,7 @@ use anyhow::{Context, bail, ensure};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::ptr::{NonNull, null};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -153,6 +154,22 @@ unsafe extern "C" fn warn(message: *const c_char) {
     }
 }
 
+/// An error in the engine ends the program, as it would without this: MuJoCo says that its error
+/// function does not return, and neither unwinding nor a jump may cross its frames. But it ends with
+/// the line and the code that every other error ends with, and not at a prompt or with a log file in
+/// the working folder.
+unsafe extern "C" fn fail(message: *const c_char) {
+    let message = match message.is_null() {
+        true => "of an unknown kind".into(),
+        // SAFETY: MuJoCo passes a string that ends with a zero byte and lives during this call.
+        false => unsafe { CStr::from_ptr(message) }.to_string_lossy(),
+    };
+    let line = message.split_whitespace().collect::<Vec<_>>().join(" ");
+    // Where standard error is closed there is nobody to tell.
+    let _ = writeln!(std::io::stderr(), "error: MuJoCo's engine: {line}");
+    std::process::exit(1);
+}
+
 impl Library {
     /// The library of this process, opened at the first call.
     ///
@@ -226,8 +243,12 @@ impl Library {
             return Ok(Opened::Unknown(version.to_string_lossy().into_owned()));
         };
         let user_warning: *mut Option<unsafe extern "C" fn(*const c_char)> = function!("mju_user_warning");
-        // SAFETY: a global variable of this type, written once, before any simulation exists.
-        unsafe { *user_warning = Some(warn) };
+        let user_error: *mut Option<unsafe extern "C" fn(*const c_char)> = function!("mju_user_error");
+        // SAFETY: global variables of this type, written once, before any simulation exists.
+        unsafe {
+            *user_warning = Some(warn);
+            *user_error = Some(fail);
+        }
         // Never unloaded: simulations and threads may use it until the process ends.
         Ok(Opened::Known(Box::leak(Box::new(Self {
             layout,
@@ -775,5 +796,42 @@ impl Simulation {
     pub fn contact_forces(&self) -> &[[f64; 6]] {
         // SAFETY: `cfrc_ext` holds six numbers for each body.
         unsafe { self.array(self.layout().cfrc_ext, self.model.num_bodies) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Not a test: a program that makes an error in the engine.
+    #[test]
+    #[ignore = "a program for another test"]
+    fn a_program_with_an_error_in_the_engine() {
+        let model = Library::get().unwrap().model("hopper.xml").unwrap();
+        // SAFETY: a model and a number; MuJoCo refuses a part that does not exist.
+        unsafe { (model.library.state_size)(model.raw.as_ptr(), -1) };
+        println!("it went on");
+    }
+
+    #[test]
+    fn an_error_in_the_engine_ends_the_program_with_one_line() {
+        if Library::get().is_err() {
+            println!("SKIPPED: MuJoCo is not installed"); // `tests.rs` refuses that where it must not be
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let name = "mujoco::library::tests::a_program_with_an_error_in_the_engine";
+        let output = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--ignored", "--nocapture"])
+            .current_dir(dir.path())
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let says = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{says}");
+        assert!(says.starts_with("error: MuJoCo's engine: "), "{says}");
+        assert_eq!(says.lines().count(), 1, "{says}");
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("it went on"));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0, "a log file was left behind");
     }
 }
