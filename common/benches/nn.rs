@@ -1,7 +1,7 @@
 //! Updates of small networks and inference of small batches, on one thread:
 //! `cargo bench -p common --bench nn`.
 
-use candle_core::{DType, Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use common::envs::rng;
 use common::nn::{Activation, Adam, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, conv2d, linear};
 use divan::Bencher;
