@@ -1,10 +1,21 @@
 //! Network parts: what candle lacks, and what makes candle fast on small networks on a CPU.
 //!
-//! Names and signatures are `candle_nn`'s wherever it has the thing, so that a copied file runs
-//! on plain candle after changing an import. Three differences are on purpose: parameters are
-//! kept in one fixed order (`candle_nn::VarMap` iterates in an order that differs from process to
-//! process), initial values come from the run's own generator (candle's CPU device cannot be
-//! seeded), and a [`Linear`] layer, with its activation, is one fused operation.
+//! Everything here computes with candle's `Tensor`s, and is named as `candle_nn` and PyTorch name it
+//! wherever they have the thing. A file copied into another repository keeps it by depending on this
+//! crate. To run on plain candle instead it needs these changes:
+//!
+//! - [`VarMap`] and [`VarBuilder`]: `candle_nn`'s, whose initial values cannot be seeded on a CPU and
+//!   whose order of parameters differs from process to process; [`copy_parameters`] and
+//!   [`soft_update`] become a loop over the variables of two maps.
+//! - [`Linear`], [`linear`]: `candle_nn`'s and its trait `Module`; `layer.forward_relu(x)` becomes
+//!   `layer.forward(x)?.relu()`. There is no orthogonal initialisation and no
+//!   [`Linear::detach`], for which weight and bias are detached by hand.
+//! - [`Conv2d`]: `candle_nn`'s, on images `[batch, channels, height, width]` where here the channels
+//!   come last, as environments give them.
+//! - [`Adam`]: `candle_nn::AdamW` with a weight decay of 0, and clipping by hand.
+//! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
+//! - [`both`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the plain thing that
+//!   their names say; they only let `--threads` work on two parts side by side.
 
 mod adam;
 mod categorical;
