@@ -187,14 +187,15 @@ impl Rollout {
             // v_{t+1} − V(x_{t+1}); 0 after the last step, where V is all that is known.
             let mut next_corrections = vec![0.0; num_envs];
             for t in (0..num_steps).rev() {
-                for env in 0..num_envs {
+                for (env, next_correction) in next_corrections.iter_mut().enumerate() {
                     let i = (actor * num_steps + t) * num_envs + env;
                     // Easy to miss and fatal: what follows an episode's end belongs to the next one,
                     // and no value lies beyond termination.
-                    let done = self.terminated[i] || self.truncated[i];
-                    let next_correction = if done { 0.0 } else { next_corrections[env] };
+                    if self.terminated[i] || self.truncated[i] {
+                        *next_correction = 0.0;
+                    }
                     let next_value = if self.terminated[i] { 0.0 } else { next_values[i] };
-                    let next_target = next_value + next_correction; // v_{t+1}
+                    let next_target = next_value + *next_correction; // v_{t+1}
                     let ratio = (log_probs[i] - self.log_probs[i]).exp(); // π(a_t|x_t) / μ(a_t|x_t)
                     let (rho, c) = (ratio.min(rho_bar), ratio.min(c_bar));
                     let reward = args.reward_scale as f32 * self.rewards[i];
@@ -203,9 +204,8 @@ impl Rollout {
                     // δ_t V = ρ_t ( r_t + γ V(x_{t+1}) − V(x_t) )
                     let delta = rho * (reward + gamma * next_value - values[i]);
                     // v_t − V(x_t) = δ_t V + γ c_t ( v_{t+1} − V(x_{t+1}) )
-                    let correction = delta + gamma * c * next_correction;
-                    targets[i] = values[i] + correction;
-                    next_corrections[env] = correction;
+                    *next_correction = delta + gamma * c * *next_correction;
+                    targets[i] = values[i] + *next_correction;
                 }
             }
         }
@@ -354,8 +354,8 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let Args { workers, rho_bar, c_bar, .. } = args;
-    if !(2..=1024).contains(&workers) {
-        return invalid(format!("--workers {workers}: 2, a learner and an actor, to 1024 are accepted"));
+    if !(2..=256).contains(&workers) {
+        return invalid(format!("--workers {workers}: 2, a learner and an actor, to 256 are accepted"));
     }
     // The paper proves its operator a contraction for ρ̄ ≥ c̄ only.
     if c_bar > rho_bar {
