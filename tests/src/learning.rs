@@ -326,6 +326,25 @@ pub fn is_deterministic(binary: &str, args: &[&str]) {
     assert_eq!(first, second, "config.toml of a run with it as --config");
 }
 
+/// Checks that what a run learned is in its model: `--eval-only` on the run with `args` plays the same
+/// evaluation episodes to the same returns, and leaves the run as it was.
+pub fn evaluates_alike(binary: &str, args: &[&str]) {
+    let dir = scratch();
+    let run_dir = dir.path().join("run");
+    let run_dir_text = run_dir.to_string_lossy();
+    let last_line = |args: &[&str]| {
+        let (code, stdout, stderr) = run(binary, args);
+        assert_eq!(code, Some(0), "{args:?}: {stderr}");
+        let line = stdout.lines().last().unwrap_or_default().to_string();
+        assert!(line.starts_with("eval/episodic_return mean="), "{args:?} ends with {line:?}");
+        line
+    };
+    let trained = last_line(&[args, &["--run-dir", &*run_dir_text]].concat());
+    let results = Results::read(&run_dir);
+    assert_eq!(last_line(&["--eval-only", &*run_dir_text]), trained, "--eval-only against the run itself");
+    Results::read(&run_dir).assert_equal(&results, "after --eval-only");
+}
+
 /// Checks that runs with `args` and each of `variants` agree: they end with byte-identical models,
 /// where the algorithm has one, and metrics (but for the clock: the seconds column and the
 /// `charts/SPS` rows).

@@ -11,7 +11,9 @@ pub mod scripted;
 pub mod speed;
 pub mod thresholds;
 
-pub use learning::{check, give_the_same_run, is_deterministic, refuses, resumes, survives_kills};
+pub use learning::{
+    check, evaluates_alike, give_the_same_run, is_deterministic, refuses, resumes, survives_kills,
+};
 pub use pinned::pinned;
 pub use recorded::{Layers, Recording, first_gradients};
 pub use scripted::{SCRIPT, View, scripted};

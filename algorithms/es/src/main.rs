@@ -15,8 +15,9 @@
 //! ∇_θ J(θ) = 1/σ E_{ε∼N(0,I)}[ F(θ + σ ε) ε ]
 //! ```
 //!
-//! and estimates that gradient from a population of n members in n/2 mirrored pairs, θ + σ ε_i and
-//! θ − σ ε_i, of which what they share cancels (antithetic sampling):
+//! where the second line is the score-function estimator of the normal distribution around θ: F itself
+//! is never differentiated. The expectation is estimated from a population of n members in n/2
+//! mirrored pairs, θ + σ ε_i and θ − σ ε_i, of which what they share cancels (antithetic sampling):
 //!
 //! ```text
 //! ĝ = 1/(n σ) Σ_i ( u(F(θ + σ ε_i)) − u(F(θ − σ ε_i)) ) ε_i
@@ -27,6 +28,14 @@
 //! extraordinary episode weighs no more than another. The decay λ keeps θ from growing until σ ε
 //! no longer matters beside it.
 //!
+//! Deviations from the paper. Its algorithm takes the plain step θ ← θ + α ĝ; Adam and the decay of θ
+//! within its gradient are its authors' program's. There, equal returns are ranked in whatever order
+//! the sort leaves them, so that noise is followed where nothing is to be learned; here they share the
+//! mean of their ranks. Both members of a pair play the same episode, which takes its luck out of
+//! their difference. Actions are the best ones, undisturbed; there is no virtual batch normalisation.
+//! Where the environment has no time limit, an episode counts with what it earned in
+//! `MAX_EVALUATION_STEPS`: a policy that walks in circles would otherwise stop the search.
+//!
 //! Run `cargo run -p es`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in about a second. The result is the same for any number of
 //! `--workers`, be they threads or, on one machine or many, processes of MPI; after a failure, the
@@ -35,28 +44,28 @@
 //! ```text
 //! cargo build -p es --features common/mpi         # see common/src/dist/mod.rs for what it needs
 //! mpirun -n 4 target/debug/es --workers 4         # --mca mpi_yield_when_idle 1 where cores are shared
-//! mpirun -n 64 --hostfile hosts /shared/es --workers 64 --run-dir /shared/run --checkpoint-every 100000
+//! mpirun -n 64 --hostfile hosts /shared/es --workers 64 --population-size 256 --run-dir /shared/run
 //! until mpirun -n 64 --hostfile hosts /shared/es --workers 64 --resume /shared/run; do sleep 10; done
 //! ```
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::dist::{self, World};
-use common::envs::{Episode, VecEnv, invalid, rng};
-use common::nn::{Activation, Linear, VarBuilder, VarMap, linear_orthogonal};
-use common::run::Run;
+use common::envs::{Episode, VecEnv, invalid, persist::Persist, rng};
+use common::nn::{Adam, Linear, VarBuilder, VarMap, linear_orthogonal};
+use common::run::{MAX_EVALUATION_STEPS, Run};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use std::process::ExitCode;
 
-#[cfg(test)]
-mod tests;
+/// The random stream of the first pair; those below belong to environments.
+const FIRST_PAIR: u64 = 1 << 32;
 
 /// Evolution strategies with mirrored noise and rank-shaped fitness, for discrete actions
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("CartPole-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("500000")))]
@@ -82,81 +91,30 @@ struct Args {
     weight_decay: f64,
 }
 
-/// The policy: two hidden layers of 64 tanh units, as in the paper, and the best of the outputs.
+/// The policy: hidden layers of tanh units, and the best of the outputs.
 struct Policy {
-    hidden1: Linear, // [observation_dim] → [64]
-    hidden2: Linear, // [64] → [64]
-    output: Linear,  // [64] → [num_actions]
-    parameters: VarMap,
-    observation_dim: usize,
-    num_actions: usize,
-    device: Device,
+    hidden: Vec<Linear>, // [observation_dim] → hidden_sizes[0] → …
+    output: Linear,      // → [num_actions]
 }
 
 impl Policy {
-    fn new(observation_dim: usize, num_actions: usize, seed: u64, device: &Device) -> Result<Self> {
-        let parameters = VarMap::new(seed);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, device);
-        let layer = |inputs, outputs, name| linear_orthogonal(inputs, outputs, 1.0, vb.pp(name));
-        Ok(Self {
-            hidden1: layer(observation_dim, 64, "hidden1")?.with_activation(Activation::Tanh),
-            hidden2: layer(64, 64, "hidden2")?.with_activation(Activation::Tanh),
-            output: layer(64, num_actions, "output")?,
-            parameters,
-            observation_dim,
-            num_actions,
-            device: device.clone(),
-        })
-    }
-
-    /// θ: all parameters, one after the other.
-    fn parameters(&self) -> Result<Vec<f32>> {
-        let mut theta = Vec::with_capacity(self.parameters.num_parameters());
-        for var in self.parameters.all_vars() {
-            theta.extend(var.flatten_all()?.to_vec1::<f32>()?);
+    fn new(mut inputs: usize, hidden_sizes: &[usize], num_actions: usize, vb: VarBuilder) -> Result<Self> {
+        let mut hidden = Vec::new();
+        for (i, &size) in hidden_sizes.iter().enumerate() {
+            hidden.push(linear_orthogonal(inputs, size, 1.0, vb.pp(format!("hidden{i}")))?);
+            inputs = size;
         }
-        Ok(theta)
+        Ok(Self { hidden, output: linear_orthogonal(inputs, num_actions, 1.0, vb.pp("output"))? })
     }
 
-    /// Takes on parameters θ.
-    fn set_parameters(&self, mut theta: &[f32]) -> Result<()> {
-        for var in self.parameters.all_vars() {
-            let (values, rest) = theta.split_at(var.elem_count());
-            var.set(&Tensor::from_slice(values, var.shape(), &self.device)?)?;
-            theta = rest;
+    /// Observations `[batch, observation_dim]` to outputs `[batch, num_actions]`.
+    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
+        let mut x = observations.clone();
+        for layer in &self.hidden {
+            x = layer.forward_tanh(&x)?;
         }
-        Ok(())
+        Ok(self.output.forward(&x)?)
     }
-
-    /// The best action for each of the observations `[n, observation_dim]`. The noise on the
-    /// parameters explores, so actions need none.
-    fn act(&self, observations: &[f32]) -> Result<Vec<u32>> {
-        let shape = (observations.len() / self.observation_dim, self.observation_dim);
-        let hidden = self.hidden1.forward(&Tensor::from_slice(observations, shape, &self.device)?)?;
-        let outputs =
-            self.output.forward(&self.hidden2.forward(&hidden)?)?.flatten_all()?.to_vec1::<f32>()?;
-        let best = |row: &[f32]| (0..row.len()).fold(0, |best, a| if row[a] > row[best] { a } else { best });
-        Ok(outputs.chunks_exact(self.num_actions).map(|row| best(row) as u32).collect())
-    }
-
-    /// F(θ): plays one episode, the one that `seed` begins.
-    fn play(&self, envs: &mut VecEnv, seed: u64) -> Result<Episode> {
-        envs.reset(seed)?;
-        loop {
-            envs.step(&self.act(envs.observations())?)?;
-            if let [episode] = envs.episodes() {
-                return Ok(*episode);
-            }
-        }
-    }
-}
-
-/// The seed of the episode that a pair plays and its ε `[num_parameters]`, standard normal. Pairs are
-/// numbered from the start of training, so that every rank can make every pair's.
-fn noise(seed: u64, pair: u64, num_parameters: usize) -> (u64, Vec<f32>) {
-    // Stream 0 made the first parameters.
-    let mut rng = rng(seed, pair + 1);
-    (rng.random(), (0..num_parameters).map(|_| StandardNormal.sample(&mut rng)).collect())
 }
 
 /// Fitness u: the rank of each return, from −½ for the least to ½ for the most. Equal returns get
@@ -174,137 +132,224 @@ fn centred_ranks(returns: &[f64]) -> Vec<f32> {
     fitness
 }
 
-/// ĝ `[num_parameters]`, from the fitness `[num_pairs, 2]` of θ + σ ε_i and θ − σ ε_i, and ε_i.
-fn gradient(
-    fitness: &[f32],
-    sigma: f32,
-    num_parameters: usize,
-    noise: impl Fn(usize) -> Vec<f32>,
-) -> Vec<f32> {
-    let mut gradient = vec![0.0; num_parameters];
-    for (i, pair) in fitness.chunks_exact(2).enumerate() {
-        // ĝ = 1/(n σ) Σ_i ( u(F(θ + σ ε_i)) − u(F(θ − σ ε_i)) ) ε_i
-        let weight = (pair[0] - pair[1]) / (fitness.len() as f32 * sigma);
-        if weight != 0.0 {
+/// The policy, the member of the population that plays, and how the policy learns. Every rank has them,
+/// with the same θ.
+struct Es {
+    policy: Policy,            // of θ
+    member: Policy,            // of θ + σ ε_i or θ − σ ε_i
+    parameters: VarMap,        // θ
+    member_parameters: VarMap, // a map of its own, for a clone would follow θ
+    optimizer: Adam,           // of θ
+    generation: u64,           // how many updates there were
+    observation_dim: usize,
+    args: Args,
+    device: Device,
+}
+
+impl Es {
+    fn new(observation_dim: usize, hidden_sizes: &[usize], num_actions: usize, args: &Args) -> Result<Self> {
+        let device = args.run.device()?;
+        let (parameters, member_parameters) = (VarMap::new(args.run.seed), VarMap::new(args.run.seed));
+        let policy = |parameters: &VarMap| {
+            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+            Policy::new(observation_dim, hidden_sizes, num_actions, vb)
+        };
+        Ok(Self {
+            policy: policy(&parameters)?,
+            member: policy(&member_parameters)?,
+            optimizer: Adam::new(&parameters, args.learning_rate)?,
+            parameters,
+            member_parameters,
+            generation: 0,
+            observation_dim,
+            args: args.clone(),
+            device,
+        })
+    }
+
+    /// The best action of `policy` for each observation. The noise on the parameters explores, so actions
+    /// need none.
+    fn act_greedily(&self, policy: &Policy, observations: &[f32]) -> Result<Vec<u32>> {
+        let shape = (observations.len() / self.observation_dim, self.observation_dim);
+        let outputs = policy.forward(&Tensor::from_slice(observations, shape, &self.device)?)?;
+        Ok(outputs.argmax(D::Minus1)?.to_vec1()?)
+    }
+
+    /// ε_i, `[num_parameters]`, of pair i of this generation, and the seed of the episode it plays. Every
+    /// rank can make every pair's.
+    fn noise(&self, pair: usize) -> (Vec<f32>, u64) {
+        // Easy to miss and fatal: with the same directions for ever, θ never leaves their span.
+        let first_pair = self.generation * (self.args.population_size / 2) as u64;
+        let mut rng = rng(self.args.run.seed, FIRST_PAIR + first_pair + pair as u64);
+        let episode_seed = rng.random();
+        let num_parameters = self.parameters.num_parameters();
+        ((0..num_parameters).map(|_| StandardNormal.sample(&mut rng)).collect(), episode_seed)
+    }
+
+    /// θ, a tensor a parameter.
+    fn theta(&self) -> Vec<Tensor> {
+        self.parameters.all_vars().iter().map(|parameter| parameter.as_detached_tensor()).collect()
+    }
+
+    /// `values`, `[num_parameters]`, in the shapes of the parameters.
+    fn split(&self, mut values: &[f32]) -> Result<Vec<Tensor>> {
+        let mut tensors = Vec::new();
+        for parameter in self.parameters.all_vars() {
+            let (own, rest) = values.split_at(parameter.elem_count());
+            tensors.push(Tensor::from_slice(own, parameter.shape(), &self.device)?);
+            values = rest;
+        }
+        Ok(tensors)
+    }
+
+    /// Makes the member θ + `sign` σ ε.
+    fn set_member(&self, sign: f64, epsilon: &[f32]) -> Result<()> {
+        let members = self.member_parameters.all_vars();
+        for ((member, theta), epsilon) in members.iter().zip(self.theta()).zip(self.split(epsilon)?) {
+            member.set(&(theta + (epsilon * (sign * self.args.sigma))?)?)?;
+        }
+        Ok(())
+    }
+
+    /// F: the member plays one episode, the one that `seed` begins.
+    fn play(&self, envs: &mut VecEnv, seed: u64) -> Result<Episode> {
+        envs.reset(seed)?;
+        let limit = envs.spec().max_episode_steps.unwrap_or(MAX_EVALUATION_STEPS);
+        for _ in 0..limit {
+            let actions = self.act_greedily(&self.member, envs.observations())?;
+            envs.step(&actions)?;
+            if let [episode] = envs.episodes() {
+                return Ok(*episode);
+            }
+        }
+        Ok(Episode { env: 0, episodic_return: envs.running_returns()[0], length: limit })
+    }
+
+    /// ĝ, `[num_parameters]`, from the fitness `[num_pairs, 2]` of θ + σ ε_i and θ − σ ε_i, and ε_i.
+    fn gradient(&self, fitness: &[f32], noise: impl Fn(usize) -> Vec<f32>) -> Vec<f32> {
+        let (n, sigma) = (fitness.len() as f32, self.args.sigma as f32);
+        let mut gradient = vec![0.0; self.parameters.num_parameters()];
+        for (i, pair) in fitness.chunks_exact(2).enumerate() {
+            // ĝ = 1/(n σ) Σ_i ( u(F(θ + σ ε_i)) − u(F(θ − σ ε_i)) ) ε_i
+            let weight = (pair[0] - pair[1]) / (n * sigma);
             gradient.iter_mut().zip(noise(i)).for_each(|(g, epsilon)| *g += weight * epsilon);
         }
-    }
-    gradient
-}
-
-/// All that changes while training; the same on every rank.
-#[derive(Serialize, Deserialize)]
-struct Search {
-    theta: Vec<f32>,  // θ, [num_parameters]
-    mean: Vec<f32>,   // Adam's m, [num_parameters]
-    square: Vec<f32>, // Adam's v, [num_parameters]
-    generation: u64,
-}
-
-impl Search {
-    fn new(theta: Vec<f32>) -> Self {
-        let zeros = vec![0.0; theta.len()];
-        Self { theta, mean: zeros.clone(), square: zeros, generation: 0 }
+        gradient
     }
 
-    /// θ ← θ + α Adam(ĝ − λ θ) (Kingma & Ba 2014, arXiv:1412.6980), upwards.
-    fn ascend(&mut self, gradient: &[f32], learning_rate: f64, weight_decay: f32) {
-        const BETA1: f32 = 0.9;
-        const BETA2: f32 = 0.999;
-        self.generation += 1;
-        let t = self.generation as i32;
-        let (correction1, correction2) = (1.0 - BETA1.powi(t), 1.0 - BETA2.powi(t));
-        for (i, theta) in self.theta.iter_mut().enumerate() {
-            let g = gradient[i] - weight_decay * *theta;
-            self.mean[i] = BETA1 * self.mean[i] + (1.0 - BETA1) * g;
-            self.square[i] = BETA2 * self.square[i] + (1.0 - BETA2) * g * g;
-            let step = self.mean[i] / correction1 / ((self.square[i] / correction2).sqrt() + 1e-8);
-            *theta += learning_rate as f32 * step;
+    /// θ ← θ + α Adam(ĝ − λ θ); begins the next generation.
+    fn update(&mut self, gradient: &[f32]) -> Result<()> {
+        let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
+        for (theta, g) in self.parameters.all_vars().iter().zip(self.split(gradient)?) {
+            // L(θ) = −ĝᵀ θ + ½ λ |θ|², for Adam to descend: its gradient is −(ĝ − λ θ).
+            let decay = (theta.sqr()?.sum_all()? * (0.5 * self.args.weight_decay))?;
+            loss = ((loss - (g * theta.as_tensor())?.sum_all()?)? + decay)?;
         }
+        self.optimizer.backward_step(&loss)?;
+        self.generation += 1;
+        Ok(())
     }
+}
+
+/// √(Σ x²) over all of `tensors`.
+fn norm(tensors: &[Tensor]) -> Result<f32> {
+    let squares = tensors.iter().map(|x| Ok(x.sqr()?.sum_all()?.to_scalar::<f32>()?));
+    Ok(squares.sum::<Result<f32>>()?.sqrt())
 }
 
 fn main() -> ExitCode {
-    cli::main(|args: Args| {
-        if !args.population_size.is_multiple_of(2) {
-            return invalid(format!("--population-size {}: an even number is needed", args.population_size));
-        }
-        VecEnv::make(&args.run.env_id, 1, args.run.seed)?.spec().box_to_discrete("es")?;
-        args.run.device()?;
-        dist::launch(args.workers, |world| train(&args, world))
-    })
+    cli::main(train)
+}
+
+fn train(args: Args) -> Result<()> {
+    let Args { workers, population_size, .. } = args;
+    if !population_size.is_multiple_of(2) {
+        return invalid(format!("--population-size {population_size}: an even number is needed"));
+    }
+    if workers > 256 {
+        return invalid(format!("--workers {workers}: at most 256 are accepted"));
+    }
+    let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
+    let (observation_dim, num_actions) = envs.spec().box_to_discrete("es")?;
+    // Two hidden layers of 64 tanh units, as in the paper.
+    let learner = || Es::new(observation_dim, &[64, 64], num_actions, &args);
+    learner()?; // whatever is wrong with the flags is said once
+    dist::launch(workers, |world| evolve(learner()?, &args, world))
 }
 
 /// What every rank does.
-fn train(args: &Args, world: &World) -> Result<()> {
+fn evolve(mut es: Es, args: &Args, world: &World) -> Result<()> {
+    let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
+    let num_pairs = args.population_size / 2;
     // Rank 0 keeps the records.
     let mut run = match world.rank() {
         0 => Some(Run::start(env!("CARGO_PKG_NAME"), &args.run, args)?),
         _ => None,
     };
-    let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (observation_dim, num_actions) = envs.spec().box_to_discrete("es")?;
-    let mut policy = Policy::new(observation_dim, num_actions, args.run.seed, &args.run.device()?)?;
-    let mut search = Search::new(policy.parameters()?);
-    let (num_parameters, num_pairs) = (search.theta.len(), args.population_size / 2);
-    let sigma = args.sigma as f32;
-
     let total_timesteps = if args.run.eval_only.is_some() { 0 } else { args.run.total_timesteps };
     let mut resuming = args.run.resume.is_some();
+
     let mut global_step = 0;
     while global_step < total_timesteps {
         if let Some(run) = &mut run {
-            run.resume_or_checkpoint(&mut global_step, &mut [("search", &mut search)])?;
+            run.resume_or_checkpoint(
+                &mut global_step,
+                &mut [
+                    ("parameters", &mut es.parameters),
+                    ("optimizer", &mut es.optimizer),
+                    ("generation", &mut es.generation),
+                ],
+            )?;
         }
         if std::mem::take(&mut resuming) {
             // Rank 0 has read the checkpoint, for all.
-            world.broadcast(&mut global_step)?;
-            world.broadcast(&mut search)?;
+            let mut state = (global_step, es.generation, es.parameters.save()?, es.optimizer.save()?);
+            world.broadcast(&mut state)?;
+            (global_step, es.generation) = (state.0, state.1);
+            es.parameters.load(&state.2)?;
+            es.optimizer.load(&state.3)?;
         }
-        let first_pair = search.generation * num_pairs as u64;
-        let noise = |i| noise(args.run.seed, first_pair + i as u64, num_parameters);
 
         // Act: every rank plays the pairs that fall to it. Mirrored members play the same episode.
         let mut own = Vec::new();
-        for i in (world.rank()..num_pairs).step_by(world.size()) {
-            let (episode_seed, epsilon) = noise(i);
+        for pair in (world.rank()..num_pairs).step_by(world.size()) {
+            let (epsilon, episode_seed) = es.noise(pair);
             for sign in [1.0, -1.0] {
-                let moved = search.theta.iter().zip(&epsilon).map(|(theta, e)| theta + sign * sigma * e);
-                policy.set_parameters(&moved.collect::<Vec<_>>())?;
-                own.push(policy.play(&mut envs, episode_seed)?);
+                es.set_member(sign, &epsilon)?;
+                own.push(es.play(&mut envs, episode_seed)?);
             }
         }
 
         // Tell: all that travels. Rank r played pairs r, r + size, r + 2 size, …
         let everyones: Vec<Vec<Episode>> = world.all_gather(own)?;
-        let episodes: Vec<Episode> = (0..num_pairs)
-            .flat_map(|i| &everyones[i % world.size()][i / world.size() * 2..][..2])
-            .copied()
-            .collect();
-        for episode in &episodes {
-            global_step += episode.length as usize;
-            if let Some(run) = &mut run {
-                run.episodes(global_step, &[*episode])?;
+        let mut returns = Vec::new(); // [num_pairs, 2]
+        for pair in 0..num_pairs {
+            for episode in &everyones[pair % world.size()][pair / world.size() * 2..][..2] {
+                returns.push(episode.episodic_return);
+                global_step += episode.length as usize;
+                if let Some(run) = &mut run {
+                    run.episodes(global_step, &[*episode])?;
+                }
             }
         }
 
         // Learn: every rank takes the same step.
-        let returns: Vec<f64> = episodes.iter().map(|episode| episode.episodic_return).collect();
-        let gradient = gradient(&centred_ranks(&returns), sigma, num_parameters, |i| noise(i).1);
-        search.ascend(&gradient, args.learning_rate, args.weight_decay as f32);
+        let gradient = es.gradient(&centred_ranks(&returns), |pair| es.noise(pair).0); // [num_parameters]
+        es.update(&gradient)?;
 
         if let Some(run) = &mut run {
-            let norm = |values: &[f32]| values.iter().map(|x| x * x).sum::<f32>().sqrt();
-            run.log(global_step, "charts/generation", search.generation as f64)?;
-            run.log(global_step, "losses/gradient_norm", norm(&gradient))?;
-            run.log(global_step, "losses/parameter_norm", norm(&search.theta))?;
+            run.log(global_step, "charts/generation", es.generation as f64)?;
+            run.log(global_step, "losses/gradient_norm", norm(&es.split(&gradient)?)?)?;
+            run.log(global_step, "losses/parameter_norm", norm(&es.theta())?)?;
         }
     }
 
     if let Some(mut run) = run {
-        policy.set_parameters(&search.theta)?;
-        run.save_or_load_model(&mut policy.parameters)?;
-        run.evaluate(|observations| policy.act(observations))?;
+        run.save_or_load_model(&mut es.parameters)?;
+        run.evaluate(|observations| es.act_greedily(&es.policy, observations))?;
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -36,10 +36,16 @@ fn a_run_killed_at_any_moment_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(ES, &["--total-timesteps", "30000", "--eval-episodes", "5"]);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(ES, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--workers", "0"], &["'0'", "--workers", "at least 1"]);
+    refuses(&["--workers", "257"], &["--workers 257", "at most 256"]);
     refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate"]);
     refuses(&["--sigma", "0"], &["'0'", "--sigma", "above 0"]);
     refuses(&["--population-size", "63"], &["--population-size 63", "even"]);

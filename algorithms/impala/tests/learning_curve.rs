@@ -24,6 +24,11 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(IMPALA, &["--total-timesteps", "30000", "--eval-episodes", "5"]);
+}
+
+#[test]
 fn a_run_resumes_only_with_all_its_actors() {
     let dir = learning::scratch();
     let shown = dir.path().to_string_lossy();
@@ -40,10 +45,13 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(IMPALA, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--workers", "0"], &["'0'", "--workers", "at least 1"]);
-    refuses(&["--workers", "1"], &["--workers 1", "at least 2", "a learner and an actor"]);
+    refuses(&["--workers", "1"], &["--workers 1", "2, a learner and an actor, to 256"]);
+    refuses(&["--workers", "257"], &["--workers 257", "to 256"]);
     refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate"]);
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
     refuses(&["--rho-bar", "0"], &["'0'", "--rho-bar", "above 0"]);
+    refuses(&["--rho-bar", "0.9"], &["--c-bar 1", "at most --rho-bar 0.9"]);
+    refuses(&["--c-bar", "1.5"], &["--c-bar 1.5", "at most --rho-bar 1"]);
     refuses(&["--c-bar", "x"], &["'x'", "--c-bar"]);
     refuses(&["--reward-scale", "-1"], &["'-1'", "--reward-scale"]);
     refuses(&["--run-dir", "/proc/none"], &["--run-dir", "/proc/none"]);

@@ -9,28 +9,40 @@
 //! win over them, and no value function, model or Markov property is needed for it. The price is
 //! variance: all the luck of the rest of an episode is in each return.
 //!
-//! By the policy-gradient theorem the value of the first state has the gradient
+//! To be maximised is the expected return of an episode τ = (s_0, a_0, r_0, s_1, …),
 //!
 //! ```text
-//! ∇_θ J(θ) = E_π[ Σ_t γᵗ G_t ∇_θ ln π_θ(a_t|s_t) ]         G_t = Σ_{k ≥ t} γ^{k−t} r_k
+//! J(θ) = E_{τ∼p_θ}[ Σ_t γᵗ r_t ]
 //! ```
 //!
-//! G_t, the reward to go, holds only rewards that a_t can have changed. The mean over a batch of N
-//! episodes is an unbiased estimate of it, and the parameters climb along that:
+//! whose gradient can be sampled, although θ stands in the distribution, because ∇p = p ∇ln p:
 //!
 //! ```text
-//! θ ← θ + α (1/N) Σ_episodes Σ_t γᵗ G_t ∇_θ ln π_θ(a_t|s_t)
+//! ∇J(θ) = Σ_τ ∇p_θ(τ) Σ_t γᵗ r_t = E[ ∇ln p_θ(τ) Σ_t γᵗ r_t ]
+//!       = E[ Σ_t ∇ln π_θ(a_t|s_t) Σ_k γᵏ r_k ]     the environment's part of p_θ(τ) has no θ in it
+//!       = E[ Σ_t ∇ln π_θ(a_t|s_t) Σ_{k ≥ t} γᵏ r_k ]
+//!       = E[ Σ_t γᵗ G_t ∇ln π_θ(a_t|s_t) ]                 G_t = Σ_{k ≥ t} γ^{k−t} r_k
+//! ```
+//!
+//! That is the policy-gradient theorem with a sampled return in place of Q(s_t, a_t); ∇ln π is the
+//! score function. In the third line rewards from before t are dropped, for a_t cannot change them:
+//! whatever they are, the score's mean beside them is 0, as Σ_a π ∇ln π = ∇ Σ_a π = ∇1 = 0. The mean
+//! over a batch of N episodes is an unbiased estimate, and the parameters climb along it:
+//!
+//! ```text
+//! θ ← θ + α (1/N) Σ_episodes Σ_t γᵗ G_t ∇ln π_θ(a_t|s_t)
 //! π_θ(a|s) = exp h(s, a; θ) / Σ_b exp h(s, b; θ)            h: a network's output, or θ_aᵀ s
 //! ```
 //!
-//! Two liberties. The factor γᵗ is left out unless `--discount-gradient` asks for it, as in almost
-//! every program: with it, late steps of long episodes hardly count, and without it the update is
-//! biased and, for γ < 1, no function's gradient (Nota & Thomas 2020, arXiv:1906.07073). And where
-//! a time limit cuts an episode short, the return stops short with it, which is biased too: there
-//! is no critic whose value of the last state could take the place of the rewards not seen.
-//!
-//! The book applies the terms of the sum one after the other, here they are applied at once; to
-//! first order in α that is the same.
+//! Deviations from the book, each of which a flag takes back but the last two. Adam, its step size
+//! falling to zero, in place of plain ascent: one step size suits more tasks. N = 10 episodes in
+//! place of one, for a steadier estimate. The factor γᵗ is left out unless `--discount-gradient`
+//! asks for it, as in almost every program: with it, late steps of long episodes hardly count, and
+//! without it the update is biased and, for γ < 1, no function's gradient (Nota & Thomas 2020,
+//! arXiv:1906.07073). The book applies the terms of an episode's sum one after the other, here they
+//! are applied at once: to first order in α that is the same. And where a time limit cuts an episode
+//! short, the return stops short with it, which is biased too: there is no critic whose value of the
+//! last state could take the place of the rewards not seen.
 //!
 //! Run `cargo run -p reinforce`: 450 or more on CartPole-v1 after 400,000 steps in about a second
 //! (Tianshou's test of REINFORCE demands 195 after as many; Gymnasium counts 475 as solved).
@@ -43,19 +55,18 @@
 //!     --learning-rate 0.0001220703125 --anneal-lr false --greedy-eval false
 //! ```
 
-use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use anyhow::{Context, Result};
+use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, invalid, rng};
-use common::nn::{Activation, Adam, Categorical, Init, Linear, VarBuilder, VarMap, linear_orthogonal};
+use common::envs::{Rng, VecEnv, invalid, learner_rng};
+use common::nn::{Adam, Categorical, Init, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
-use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
 /// REINFORCE: Monte-Carlo policy gradient, for discrete actions
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("CartPole-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("400000")))]
@@ -101,130 +112,179 @@ enum Optimizer {
     Sgd,
 }
 
-/// The policy π_θ: a softmax over action preferences h(s, a; θ).
+/// The preferences h(s, a; θ), whose softmax is the policy.
 struct Policy {
     hidden: Option<Linear>, // [observation_dim] → [hidden_size]
     output: Linear,         // [hidden_size], or [observation_dim] without a hidden layer → [num_actions]
-    observation_dim: usize,
-    device: Device,
 }
 
 impl Policy {
     fn new(observation_dim: usize, num_actions: usize, hidden_size: usize, vb: VarBuilder) -> Result<Self> {
-        let device = vb.device().clone();
-        let (hidden, output) = if hidden_size == 0 {
+        if hidden_size == 0 {
             // Without a bias, h(s, a; θ) = θ_aᵀ s; all zero, the first policy is uniform.
             let shape = (num_actions, observation_dim);
             let weight = vb.pp("output").get_with_hints(shape, "weight", Init::Const(0.0))?;
-            (None, Linear::new(weight, Tensor::zeros(num_actions, DType::F32, &device)?))
-        } else {
-            let hidden =
-                linear_orthogonal(observation_dim, hidden_size, std::f64::consts::SQRT_2, vb.pp("hidden"))?;
-            // A small gain makes the first policy almost uniform.
-            let output = linear_orthogonal(hidden_size, num_actions, 0.01, vb.pp("output"))?;
-            (Some(hidden.with_activation(Activation::Tanh)), output)
-        };
-        Ok(Self { hidden, output, observation_dim, device })
+            let bias = Tensor::zeros(num_actions, DType::F32, vb.device())?;
+            return Ok(Self { hidden: None, output: Linear::new(weight, bias) });
+        }
+        let sqrt2 = std::f64::consts::SQRT_2;
+        let hidden = linear_orthogonal(observation_dim, hidden_size, sqrt2, vb.pp("hidden"))?;
+        // A small gain makes the first policy almost uniform.
+        let output = linear_orthogonal(hidden_size, num_actions, 0.01, vb.pp("output"))?;
+        Ok(Self { hidden: Some(hidden), output })
     }
 
-    /// h(s, ·), `[n, num_actions]`, of observations `[n, observation_dim]` flattened.
-    fn forward(&self, observations: &[f32]) -> Result<Tensor> {
-        let n = observations.len() / self.observation_dim;
-        let observations = Tensor::from_slice(observations, (n, self.observation_dim), &self.device)?;
+    /// Observations `[batch, observation_dim]` to h(s, ·; θ), `[batch, num_actions]`.
+    fn forward(&self, observations: &Tensor) -> Result<Tensor> {
         Ok(match &self.hidden {
-            Some(hidden) => self.output.forward(&hidden.forward(&observations)?)?,
-            None => self.output.forward(&observations)?,
+            Some(hidden) => self.output.forward(&hidden.forward_tanh(observations)?)?,
+            None => self.output.forward(observations)?,
+        })
+    }
+}
+
+/// Whole episodes, one after the other, and the running one.
+#[derive(Default, Serialize, Deserialize)]
+struct Rollout {
+    observations: Vec<f32>, // s_t, [num_steps, observation_dim]
+    actions: Vec<u32>,      // a_t, [num_steps]
+    rewards: Vec<f32>,      // r_t, [num_steps]
+    terminated: Vec<bool>,  // the episode ended with this step, [num_steps]
+    truncated: Vec<bool>,   // it was cut off after this step, [num_steps]
+}
+
+impl Rollout {
+    /// Stores the step that the one environment of `envs` has just made from `observation` by `action`.
+    fn store(&mut self, observation: &[f32], action: &[u32], envs: &VecEnv) {
+        self.observations.extend_from_slice(observation);
+        self.actions.extend_from_slice(action);
+        self.rewards.extend_from_slice(envs.rewards());
+        self.terminated.extend_from_slice(envs.terminated());
+        self.truncated.extend_from_slice(envs.truncated());
+    }
+
+    /// Whether step t was the last of its episode.
+    fn done(&self, t: usize) -> bool {
+        self.terminated[t] || self.truncated[t]
+    }
+
+    /// How many episodes are over, N.
+    fn num_episodes(&self) -> usize {
+        (0..self.rewards.len()).filter(|&t| self.done(t)).count()
+    }
+
+    /// G_t, `[num_steps]`, of whole episodes.
+    fn returns(&self, gamma: f32) -> Vec<f32> {
+        let mut returns = self.rewards.clone();
+        for t in (0..returns.len().saturating_sub(1)).rev() {
+            // G_t = r_t + γ (1 − done_t) G_{t+1}
+            // Easy to miss and fatal: what follows an episode's end belongs to the next one.
+            if !self.done(t) {
+                returns[t] += gamma * returns[t + 1];
+            }
+        }
+        returns
+    }
+
+    /// γᵗ, `[num_steps]`, where t counts from the start of the step's own episode.
+    fn discounts(&self, gamma: f32) -> Vec<f32> {
+        let mut discounts = vec![1.0; self.rewards.len()];
+        for t in 1..discounts.len() {
+            if !self.done(t - 1) {
+                discounts[t] = gamma * discounts[t - 1];
+            }
+        }
+        discounts
+    }
+}
+
+/// The policy and how it learns.
+struct Reinforce {
+    policy: Policy,
+    parameters: VarMap, // θ
+    optimizer: Adam,    // where `--optimizer` asks for it
+    learning_rate: f64, // α, now
+    args: Args,
+    device: Device,
+}
+
+impl Reinforce {
+    fn new(observation_dim: usize, num_actions: usize, args: &Args) -> Result<Self> {
+        let device = args.run.device()?;
+        let parameters = VarMap::new(args.run.seed);
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
+        let policy = Policy::new(observation_dim, num_actions, args.hidden_size, vb)?;
+        if !args.initial_preferences.is_empty() {
+            let preferences: Vec<f32> = args.initial_preferences.iter().map(|&p| p as f32).collect();
+            let preferences = Tensor::from_vec(preferences, (num_actions, 1), &device)?;
+            for weight in parameters.all_vars() {
+                weight.set(&preferences.broadcast_as(weight.shape())?.contiguous()?)?;
+            }
+        }
+        let optimizer = Adam::new(&parameters, args.learning_rate)?;
+        Ok(Self {
+            policy,
+            parameters,
+            optimizer,
+            learning_rate: args.learning_rate,
+            args: args.clone(),
+            device,
         })
     }
 
-    /// The same, flattened.
-    fn logits(&self, observations: &[f32]) -> Result<Vec<f32>> {
-        Ok(self.forward(observations)?.flatten_all()?.to_vec1()?)
+    /// π_θ(·|s) for each of `batch` observations.
+    fn distribution(&self, observations: &[f32], batch: usize) -> Result<Categorical> {
+        let shape = (batch, observations.len() / batch);
+        let observations = Tensor::from_slice(observations, shape, &self.device)?;
+        Ok(Categorical::new(&self.policy.forward(&observations)?)?)
     }
-}
 
-/// Whole episodes, one after the other, and the running one. `weights` lacks the running one.
-#[derive(Default, Serialize, Deserialize)]
-struct Batch {
-    observations: Vec<f32>, // [steps, observation_dim]
-    actions: Vec<u32>,      // [steps]
-    rewards: Vec<f32>,      // [steps]
-    weights: Vec<f32>,      // [steps] G_t, or γᵗ G_t
-    episodes: usize,        // whole ones, N
-}
+    /// a ~ π_θ(·|s) for each of `batch` observations.
+    fn act(&self, observations: &[f32], batch: usize, rng: &mut Rng) -> Result<Vec<u32>> {
+        Ok(self.distribution(observations, batch)?.sample(rng)?.to_vec1()?)
+    }
 
-impl Batch {
-    /// Ends the running episode: its returns are known now.
-    fn end_episode(&mut self, gamma: f32, discount_gradient: bool) {
-        let episode = &self.rewards[self.weights.len()..];
-        let mut weights = returns_to_go(episode, gamma);
-        if discount_gradient {
-            let mut discount = 1.0; // γᵗ
-            for weight in &mut weights {
-                *weight *= discount;
-                discount *= gamma;
+    /// The most probable action for each of `batch` observations.
+    fn act_greedily(&self, observations: &[f32], batch: usize) -> Result<Vec<u32>> {
+        Ok(self.distribution(observations, batch)?.mode()?.to_vec1()?)
+    }
+
+    /// One step along the estimate of ∇J(θ) from whole episodes. Returns minus what the estimate is the
+    /// gradient of (its value is no measure of progress) and the policy's mean entropy, both from before
+    /// the step.
+    fn update(&mut self, rollout: &Rollout) -> Result<(f32, f32)> {
+        let gamma = self.args.gamma as f32;
+        let num_steps = rollout.rewards.len();
+        let returns = Tensor::new(rollout.returns(gamma), &self.device)?; // G_t, [num_steps]
+        let discounts = match self.args.discount_gradient {
+            true => rollout.discounts(gamma), // γᵗ
+            false => vec![1.0; num_steps],
+        };
+        // The weights are numbers: no gradient flows through them.
+        let weights = (Tensor::new(discounts, &self.device)? * returns)?.detach(); // γᵗ G_t, [num_steps]
+
+        // ln π_θ(a_t|s_t)
+        let policy = self.distribution(&rollout.observations, num_steps)?;
+        let log_probs = policy.log_prob(&Tensor::new(rollout.actions.as_slice(), &self.device)?)?; // [num_steps]
+        // (1/N) Σ_episodes Σ_t γᵗ G_t ln π_θ(a_t|s_t), to be maximised
+        let objective = ((weights * log_probs)?.sum_all()? / rollout.num_episodes() as f64)?;
+        let loss = objective.neg()?;
+        match self.args.optimizer {
+            Optimizer::Adam => {
+                self.optimizer.learning_rate = self.learning_rate;
+                self.optimizer.backward_step(&loss)?;
+            }
+            Optimizer::Sgd => {
+                let gradients = loss.backward()?;
+                for parameter in self.parameters.all_vars() {
+                    // θ ← θ − α ∇loss
+                    let gradient = gradients.get(&parameter).context("a parameter without a gradient")?;
+                    parameter.set(&(parameter.as_detached_tensor() - (gradient * self.learning_rate)?)?)?;
+                }
             }
         }
-        self.weights.extend(weights);
-        self.episodes += 1;
+        Ok((loss.to_scalar()?, policy.entropy()?.mean_all()?.to_scalar()?))
     }
-
-    fn clear(&mut self) {
-        self.observations.clear();
-        self.actions.clear();
-        self.rewards.clear();
-        self.weights.clear();
-        self.episodes = 0;
-    }
-}
-
-/// G_t of one episode, from its last step backwards.
-fn returns_to_go(rewards: &[f32], gamma: f32) -> Vec<f32> {
-    let mut returns = rewards.to_vec();
-    for t in (0..rewards.len().saturating_sub(1)).rev() {
-        // G_t = r_t + γ G_{t+1}
-        returns[t] += gamma * returns[t + 1];
-    }
-    returns
-}
-
-/// −(1/N) Σ_episodes Σ_t G_t ln π(a_t|s_t), from ln π and G `[steps]`: its gradient, which descends,
-/// is minus the estimate of ∇J. (Its value is no measure of progress.)
-fn policy_loss(log_probs: &Tensor, weights: &Tensor, episodes: usize) -> Result<Tensor> {
-    // The returns are data: no gradient flows through them.
-    Ok(((log_probs * weights.detach())?.sum_all()? * (-1.0 / episodes as f64))?)
-}
-
-/// θ ← θ − α ∇_θ loss
-fn sgd_step(parameters: &VarMap, loss: &Tensor, learning_rate: f64) -> Result<()> {
-    let gradients = loss.backward()?;
-    for parameter in parameters.all_vars() {
-        if let Some(gradient) = gradients.get(&parameter) {
-            parameter.set(&(parameter.as_detached_tensor() - (gradient * learning_rate)?)?)?;
-        }
-    }
-    Ok(())
-}
-
-/// Draws a ~ softmax(logits) for each row.
-fn sample(logits: &[f32], num_actions: usize, rng: &mut Rng) -> Vec<u32> {
-    let rows = logits.chunks_exact(num_actions);
-    rows.map(|row| {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let mut left = rng.random::<f32>() * row.iter().map(|z| (z - max).exp()).sum::<f32>();
-        let drawn = row.iter().position(|z| {
-            left -= (z - max).exp();
-            left < 0.0
-        });
-        drawn.unwrap_or(num_actions - 1) as u32 // where rounding leaves nothing to the last action
-    })
-    .collect()
-}
-
-/// The most probable action of each row.
-fn greedy(logits: &[f32], num_actions: usize) -> Vec<u32> {
-    let best = |row: &[f32]| (0..num_actions).fold(0, |best, a| if row[a] > row[best] { a } else { best });
-    logits.chunks_exact(num_actions).map(|row| best(row) as u32).collect()
 }
 
 fn main() -> ExitCode {
@@ -236,92 +296,61 @@ fn train(args: Args) -> Result<()> {
     // long ones would have been begun by an earlier policy.
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("reinforce")?;
-    let preferences = &args.initial_preferences;
-    if !preferences.is_empty() && (preferences.len() != num_actions || args.hidden_size != 0) {
-        let n = preferences.len();
+    let (preferences, hidden_size) = (args.initial_preferences.len(), args.hidden_size);
+    if preferences > 0 && (preferences != num_actions || hidden_size > 0) {
         return invalid(format!(
-            "--initial-preferences: {n} numbers and --hidden-size {}; one for each of {num_actions} actions and --hidden-size 0 are needed",
-            args.hidden_size
+            "--initial-preferences: {preferences} numbers and --hidden-size {hidden_size}; one for each of {num_actions} actions and --hidden-size 0 are needed",
         ));
     }
-    let device = args.run.device()?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut reinforce = Reinforce::new(observation_dim, num_actions, &args)?;
+    let mut rollout = Rollout::default();
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let mut parameters = VarMap::new(args.run.seed);
-    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-    let policy = Policy::new(observation_dim, num_actions, args.hidden_size, vb)?;
-    if !preferences.is_empty() {
-        for weight in parameters.all_vars() {
-            let preferences = Tensor::from_slice(preferences, (num_actions, 1), &device)?;
-            weight.set(&preferences.to_dtype(DType::F32)?.broadcast_as(weight.shape())?.contiguous()?)?;
-        }
-    }
-    let mut adam = Adam::new(&parameters, args.learning_rate)?;
-    let mut batch = Batch::default();
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
-                ("parameters", &mut parameters),
-                ("adam", &mut adam),
+                ("parameters", &mut reinforce.parameters),
+                ("optimizer", &mut reinforce.optimizer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
-                ("batch", &mut batch),
+                ("rollout", &mut rollout),
             ],
         )?;
 
-        // Act: one step with the current policy.
-        let observation = envs.observations();
-        let actions = sample(&policy.logits(observation)?, num_actions, &mut rng);
-        batch.observations.extend_from_slice(observation);
-        envs.step(&actions)?;
+        // Run the policy for a step, and for more until N episodes are over, terminated or truncated.
+        let observation = envs.observations().to_vec(); // [1, observation_dim]
+        let action = reinforce.act(&observation, 1, &mut rng)?;
+        envs.step(&action)?;
+        rollout.store(&observation, &action, &envs);
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
-        batch.actions.extend_from_slice(&actions);
-        batch.rewards.extend_from_slice(envs.rewards());
-
-        // A return is known once its episode is over, terminated or truncated.
-        if !envs.terminated()[0] && !envs.truncated()[0] {
-            continue;
-        }
-        batch.end_episode(args.gamma as f32, args.discount_gradient);
-        if batch.episodes < args.batch_episodes {
+        if envs.episodes().is_empty() || rollout.num_episodes() < args.batch_episodes {
             continue;
         }
 
-        // Learn: one step along the gradient, after which the batch is of an old policy.
-        let steps = batch.actions.len();
-        let actions = Tensor::from_slice(&batch.actions, steps, &device)?;
-        let weights = Tensor::from_slice(&batch.weights, steps, &device)?;
-        let distribution = Categorical::new(&policy.forward(&batch.observations)?)?;
-        let loss = policy_loss(&distribution.log_prob(&actions)?, &weights, batch.episodes)?;
-        let entropy = distribution.entropy()?.mean_all()?;
-        let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-        let learning_rate = if args.anneal_lr { remaining * args.learning_rate } else { args.learning_rate };
-        match args.optimizer {
-            Optimizer::Adam => {
-                adam.learning_rate = learning_rate;
-                adam.backward_step(&loss)?;
-            }
-            Optimizer::Sgd => sgd_step(&parameters, &loss, learning_rate)?,
+        // Learn from them, and forget them: they are an old policy's now.
+        if args.anneal_lr {
+            let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
+            reinforce.learning_rate = remaining * args.learning_rate;
         }
-        batch.clear();
-        run.log(global_step, "charts/learning_rate", learning_rate)?;
-        run.log(global_step, "losses/policy_loss", loss.to_scalar::<f32>()?)?;
-        run.log(global_step, "losses/entropy", entropy.to_scalar::<f32>()?)?;
+        let (policy_loss, entropy) = reinforce.update(&rollout)?;
+        rollout = Rollout::default();
+        run.log(global_step, "charts/learning_rate", reinforce.learning_rate)?;
+        run.log(global_step, "losses/policy_loss", policy_loss)?;
+        run.log(global_step, "losses/entropy", entropy)?;
     }
 
-    run.save_or_load_model(&mut parameters)?;
+    run.save_or_load_model(&mut reinforce.parameters)?;
+    rng = learner_rng(args.run.seed); // from its start, so that `--eval-only` draws the same actions
     run.evaluate(|observations| {
-        let logits = policy.logits(observations)?;
-        Ok(if args.greedy_eval {
-            greedy(&logits, num_actions)
-        } else {
-            sample(&logits, num_actions, &mut rng)
-        })
+        let batch = observations.len() / observation_dim;
+        match args.greedy_eval {
+            true => reinforce.act_greedily(observations, batch),
+            false => reinforce.act(observations, batch, &mut rng),
+        }
     })?;
     Ok(())
 }

@@ -25,6 +25,13 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(REINFORCE, &["--total-timesteps", "20000", "--eval-episodes", "5"]);
+    let sampled = ["--total-timesteps", "20000", "--eval-episodes", "5", "--greedy-eval", "false"];
+    regression::evaluates_alike(REINFORCE, &sampled);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(REINFORCE, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "reinforce", "Discrete actions"]);
