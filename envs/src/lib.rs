@@ -2,7 +2,7 @@
 //!
 //! Ids, version suffixes and semantics are Gymnasium's. [`make`] finds an environment by id,
 //! [`VecEnv`] steps many copies side by side, and every deterministic part is held against
-//! recordings of the real environments (`tests/golden`).
+//! recordings of the real environments (`envs/tests/golden`).
 
 pub mod canvas;
 pub mod classic_control;
@@ -12,6 +12,7 @@ pub mod minatar;
 pub mod mpe;
 pub mod mujoco;
 pub mod persist;
+pub mod python;
 pub mod registry;
 pub mod space;
 pub mod toy_text;

@@ -1,8 +1,7 @@
-//! Regression tests: learning curves against published numbers, and environments against
-//! recordings of their originals, and speed beside that of other libraries.
+//! What algorithms are tested with: learning curves against published numbers, learning steps
+//! against PyTorch's, pinned runs, scripted environments; and speed beside that of other libraries.
 
 pub mod learning;
-pub mod parity;
 pub mod paths;
 pub mod pinned;
 pub mod process;

@@ -1,16 +1,17 @@
 //! Tests that tell a change of an algorithm from the luck of its seeds.
 
+use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::statistics::Statistics;
+
 /// Arithmetic mean; NaN of nothing.
 pub fn mean(values: &[f64]) -> f64 {
-    values.iter().sum::<f64>() / values.len() as f64
+    Statistics::mean(values)
 }
 
 /// Variance of the population that `values` are a sample of (divided by n − 1); 0 of fewer than
 /// two.
 pub fn variance(values: &[f64]) -> f64 {
-    let mean = mean(values);
-    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-    if values.len() < 2 { 0.0 } else { squares / (values.len() - 1) as f64 }
+    if values.len() < 2 { 0.0 } else { Statistics::variance(values) }
 }
 
 /// p-value of Welch's two-sided t-test (Welch 1947) of equal means of `a` and `b`, each at least
@@ -37,22 +38,9 @@ pub fn welch(a: &[f64], b: &[f64], noise: [f64; 2]) -> f64 {
 }
 
 /// P(|T| ≥ |t|) of Student's distribution with ν ≥ 1 degrees of freedom.
-///
-/// With t = √ν cot φ its density is proportional to sin^(ν−1) φ on (0, π), so that the probability
-/// is the ratio of that integral up to φ(|t|) to the one up to π/2.
 fn student(t: f64, freedom: f64) -> f64 {
-    let integral = |end: f64| {
-        // Simpson's rule in u = √φ, in which sin^(ν−1) φ dφ is smooth at 0 for every ν ≥ 1.
-        const INTERVALS: u32 = 200;
-        let width = end.sqrt() / f64::from(INTERVALS);
-        let f = |i: u32| {
-            let u = width * f64::from(i);
-            (u * u).sin().powf(freedom - 1.0) * 2.0 * u
-        };
-        let inner: f64 = (1..INTERVALS).map(|i| if i % 2 == 1 { 4.0 * f(i) } else { 2.0 * f(i) }).sum();
-        (f(0) + inner + f(INTERVALS)) * width / 3.0
-    };
-    integral(freedom.sqrt().atan2(t.abs())) / integral(std::f64::consts::FRAC_PI_2)
+    // Location and scale are valid, so there is a distribution.
+    StudentsT::new(0.0, 1.0, freedom).map_or(f64::NAN, |student| 2.0 * student.sf(t.abs()))
 }
 
 /// The exact two-sided permutation test (Fisher 1935): of all ways to share the values out to

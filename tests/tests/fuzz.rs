@@ -20,7 +20,6 @@ use common::nn::{Adam, Init, VarBuilder, VarMap};
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
 use proptest::test_runner::RngSeed;
-use regression::parity;
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::ffi::OsString;
@@ -452,40 +451,6 @@ fn config_line() -> impl Strategy<Value = String> {
     prop_oneof![8 => (key, literal).prop_map(|(key, literal)| format!("{key} = {literal}")), 1 => odd_text()]
 }
 
-/// Recordings with fewer episodes, steps and samples, so that many can be tried.
-fn short_recordings() -> Vec<Value> {
-    let mut docs = Vec::new();
-    for entry in std::fs::read_dir(parity::golden_dir()).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        // The others need what is not installed everywhere, or a Python for each case.
-        let kinds = ["blackjack", "control", "minatar", "mpe", "tabular_FrozenLake-v1", "tabular_Cliff"];
-        if !kinds.iter().any(|kind| name.starts_with(kind)) || !name.ends_with(".json") {
-            continue;
-        }
-        let mut doc: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
-        shorten(&mut doc["episodes"], 2);
-        for episode in doc["episodes"].as_array_mut().unwrap() {
-            for (_, list) in episode.as_object_mut().unwrap() {
-                shorten(list, 9);
-            }
-        }
-        if doc["transitions"].is_array() {
-            shorten(&mut doc["transitions"], 5);
-            doc["reset_stats"]["n"] = json!(10);
-        }
-        docs.push(doc);
-    }
-    assert!(docs.len() > 10, "{} recordings", docs.len());
-    docs
-}
-
-fn shorten(list: &mut Value, len: usize) {
-    if let Some(items) = list.as_array_mut() {
-        items.truncate(len);
-    }
-}
-
 /// A number that a state does not have where it is put.
 fn odd_number() -> impl Strategy<Value = f64> {
     let odd = [
@@ -628,18 +593,6 @@ proptest! {
         if let Ok(args) = parse(words) {
             cli::to_toml(&args).unwrap();
         }
-        memory_is_bounded();
-    }
-
-    #[test]
-    fn recordings(which in any::<Index>(), edits in edits(), damages in prop::option::weighted(0.2, damages())) {
-        thread_local!(static RECORDINGS: Vec<Value> = short_recordings());
-        let doc = RECORDINGS.with(|docs| docs[which.index(docs.len())].clone());
-        let text = match damages {
-            Some(damages) => damaged(doc.to_string().as_bytes(), &damages),
-            None => edited(doc, &edits).to_string().into_bytes(),
-        };
-        let _ = has_one_line(parity::replay_text(&String::from_utf8_lossy(&text)));
         memory_is_bounded();
     }
 }

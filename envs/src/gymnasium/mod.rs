@@ -17,7 +17,7 @@
 
 mod process;
 
-use crate::{Action, Actions, Env, Result, Rng, Space, Spec, State, Step, invalid};
+use crate::{Action, Actions, Env, Result, Rng, Space, Spec, State, Step, invalid, python};
 use process::{Process, Request};
 use rand::RngExt;
 use serde::Deserialize;
@@ -55,10 +55,7 @@ impl Python {
     /// # Errors
     /// A `PLAINRL_ENV_TIMEOUT` that is not a positive number of seconds.
     pub fn from_env() -> Result<Self> {
-        let interpreter = match std::env::var_os("PLAINRL_PYTHON") {
-            Some(interpreter) if !interpreter.is_empty() => interpreter,
-            _ => "python3".into(),
-        };
+        let interpreter = python::interpreter();
         let timeout = match (TIMEOUT.load(Ordering::Relaxed), std::env::var("PLAINRL_ENV_TIMEOUT")) {
             (0, Ok(text)) => parse_timeout(&text)?,
             (0, Err(_)) => Duration::from_secs(60),

@@ -3,7 +3,7 @@
 //! Both come with Python packages, which are never run: Python is asked once for their folders,
 //! and not at all where environment variables name the files.
 
-use crate::{Result, invalid};
+use crate::{Result, invalid, python};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -37,7 +37,7 @@ impl Overrides {
     pub fn from_env() -> Self {
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         Self {
-            python: variable("PLAINRL_PYTHON"),
+            python: python::named(),
             library: variable("MUJOCO_LIB").map(PathBuf::from),
             models: variable("MUJOCO_MODELS").map(PathBuf::from),
         }

@@ -69,7 +69,7 @@ impl Python {
     /// # Errors
     /// It cannot be run.
     pub fn find(interpreter: Option<OsString>) -> Result<Self> {
-        let interpreter = interpreter.unwrap_or_else(paths::python);
+        let interpreter = interpreter.unwrap_or_else(envs::python::interpreter);
         // Peers run in folders of their own, where a relative path would mean another file.
         let is_path = Path::new(&interpreter).components().count() > 1;
         let interpreter = if is_path { std::path::absolute(interpreter)?.into() } else { interpreter };

@@ -1,15 +1,16 @@
-//! Replays recordings of the real Python environments.
+//! Replays recordings of the real Python environments, with which the environments must agree.
 //!
 //! Each recording is one JSON file (its layout is described in `golden/record_golden.py`, which
 //! also makes new ones). Whatever was random is in the file; everything else must follow.
+//! `GOLDEN_DIR` names another folder of recordings.
 
-pub mod blackjack;
-pub mod box2d;
-pub mod control;
-pub mod minatar;
-pub mod mpe;
-pub mod mujoco;
-pub mod tabular;
+mod blackjack;
+mod box2d;
+mod control;
+mod minatar;
+mod mpe;
+mod mujoco;
+mod tabular;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -33,7 +34,7 @@ pub enum Outcome {
 /// The folder with the recordings: `$GOLDEN_DIR`, or the committed one.
 pub fn golden_dir() -> PathBuf {
     std::env::var_os("GOLDEN_DIR")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("golden"), PathBuf::from)
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden"), PathBuf::from)
 }
 
 /// Replays one recording.
@@ -111,4 +112,36 @@ pub fn max_difference(a: &[f64], b: &[f64]) -> f64 {
         false => (x - y).abs(),
     };
     a.iter().zip(b).map(difference).fold(0.0, f64::max)
+}
+
+#[test]
+fn every_recording_is_replayed() {
+    let folder = golden_dir();
+    let mut files: Vec<_> = std::fs::read_dir(&folder)
+        .unwrap_or_else(|e| panic!("{}: {e}", folder.display()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty(), "{} holds no recordings", folder.display());
+
+    let (mut replayed, mut skipped, mut failures) = (0, 0, Vec::new());
+    for path in &files {
+        let name = path.file_name().unwrap().to_string_lossy();
+        match replay(path) {
+            Ok(Outcome::Replayed { steps, error }) => {
+                assert!(steps > 0, "{name}: no steps");
+                println!("{name:45} {steps:6} steps, largest difference {error:.1e}");
+                replayed += 1;
+            }
+            Ok(Outcome::Skipped(why)) => {
+                println!("{name:45} SKIPPED: {why}");
+                skipped += 1;
+            }
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    println!("{replayed} recordings replayed, {skipped} skipped, {} failed", failures.len());
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    assert_eq!(replayed + skipped, files.len());
 }
