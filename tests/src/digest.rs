@@ -6,10 +6,22 @@ use anyhow::{Context, Result};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Files of `common` and `envs` that no number depends on: pictures, logs, and lists to which every
-/// new environment adds a line.
-const NO_NUMBERS: [&str; 7] =
-    ["plot.rs", "gif.rs", "tensorboard.rs", "console.rs", "canvas.rs", "registry.rs", "tests.rs"];
+/// Files of `common` and `envs` that no number depends on: pictures, logs, where things are found, and
+/// lists to which every new environment adds a line.
+const NO_NUMBERS: [&str; 12] = [
+    "plot.rs",
+    "gif.rs",
+    "tensorboard.rs",
+    "records.rs",
+    "console.rs",
+    "timer.rs",
+    "interrupt.rs",
+    "write_atomically.rs",
+    "canvas.rs",
+    "python.rs",
+    "registry.rs",
+    "tests.rs",
+];
 
 /// Crates that compute, or draw random numbers.
 const NUMERICS: [&str; 12] = [

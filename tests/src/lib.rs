@@ -5,6 +5,7 @@ pub mod learning;
 pub mod paths;
 pub mod pinned;
 pub mod process;
+pub mod programs;
 pub mod recorded;
 pub mod scripted;
 pub mod speed;

@@ -14,6 +14,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use regression::learning::skipped;
 use regression::paths::root;
 use regression::process;
+use regression::programs::{self, Programs};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
@@ -265,9 +266,9 @@ pub fn run(args: RunnerArgs) -> Result<()> {
     }
     let algorithms: BTreeSet<&str> = todo.iter().map(|job| job.entry.algorithm.as_str()).collect();
     let programs = match &args.bin_dir {
-        Some(folder) => find_programs(folder, &algorithms)?,
-        None if algorithms.is_empty() => BTreeMap::new(),
-        None => build_programs(&algorithms)?,
+        Some(folder) => programs::in_folder(folder, algorithms)?,
+        None if algorithms.is_empty() => Programs::new(),
+        None => programs::build(algorithms)?,
     };
     let handled = ctrlc::set_handler(|| {
         INTERRUPTS.fetch_add(1, Ordering::Relaxed);
@@ -293,46 +294,6 @@ pub fn run(args: RunnerArgs) -> Result<()> {
         bail!("{} failed: {}", failures.len(), failures[0]);
     }
     Ok(())
-}
-
-/// The programs in `folder`.
-fn find_programs(folder: &Path, algorithms: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>> {
-    let mut programs = BTreeMap::new();
-    for &name in algorithms {
-        let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-        if !path.is_file() {
-            return invalid(format!("--bin-dir {}: holds no program {name}", folder.display()));
-        }
-        programs.insert(name.to_string(), path);
-    }
-    Ok(programs)
-}
-
-/// Builds the programs as the tests do: with the features of the whole workspace.
-fn build_programs(algorithms: &BTreeSet<&str>) -> Result<BTreeMap<String, PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .args(["build", "--workspace", "--message-format=json-render-diagnostics"])
-        .args(algorithms.iter().flat_map(|name| ["--bin", name]))
-        .current_dir(root())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo; --bin-dir takes programs that are built already")?;
-    if !output.status.success() {
-        bail!("cargo build: {}", output.status);
-    }
-    let mut programs = BTreeMap::new();
-    for line in String::from_utf8_lossy(&output.stdout).lines() {
-        let message: serde_json::Value = serde_json::from_str(line).context("what cargo build printed")?;
-        let (name, path) = (message["target"]["name"].as_str(), message["executable"].as_str());
-        if let (Some(name), Some(path)) = (name, path) {
-            programs.insert(name.to_string(), PathBuf::from(path));
-        }
-    }
-    if let Some(missing) = algorithms.iter().find(|name| !programs.contains_key(**name)) {
-        bail!("cargo build made no program {missing}");
-    }
-    Ok(programs)
 }
 
 /// A job whose process runs.
@@ -371,7 +332,7 @@ impl<'a> Pool<'a> {
     }
 
     /// Runs everything. A failure is noted and stops nothing else.
-    fn run(&mut self, programs: &BTreeMap<String, PathBuf>) {
+    fn run(&mut self, programs: &Programs) {
         let mut heard = 0;
         let mut last_status = Instant::now();
         loop {

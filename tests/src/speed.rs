@@ -13,6 +13,7 @@ mod rows;
 mod training;
 mod vectorised;
 
+use crate::programs::{self, Programs};
 use common::cli::positive;
 use common::write_atomically;
 use envs::{Result, invalid};
@@ -21,7 +22,7 @@ use peers::Python;
 use rows::{Row, Subject, rows};
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use training::{Binaries, build_stock_candle};
+use training::{ALGORITHMS, build_stock_candle};
 
 /// Flags of the speed measurement.
 #[derive(clap::Args, Debug, Clone)]
@@ -53,7 +54,7 @@ struct Tools {
     /// Where `--peers` asked for them.
     python: Option<Python>,
     /// Where a row needs them.
-    binaries: Option<Binaries>,
+    programs: Option<Programs>,
     /// The program that updates networks with stock candle, where a row needs it.
     stock_candle: Option<PathBuf>,
 }
@@ -95,17 +96,17 @@ pub fn speed(args: SpeedArgs) -> Result<()> {
         false => None,
     };
     let any = |test: fn(&Subject) -> bool| rows.iter().any(|row| row.subjects.iter().any(test));
-    let binaries = match (&args.bin_dir, any(|subject| matches!(subject, Subject::Train(_)))) {
+    let programs = match (&args.bin_dir, any(|subject| matches!(subject, Subject::Train(_)))) {
         (_, false) => None,
-        (Some(dir), true) => Some(Binaries::in_folder(dir)?),
-        (None, true) => Some(Binaries::build()?),
+        (Some(dir), true) => Some(programs::in_folder(dir, ALGORITHMS)?),
+        (None, true) => Some(programs::build(ALGORITHMS)?),
     };
     let stock_candle = match any(|subject| matches!(subject, Subject::Update(Library::StockCandle { .. }, _)))
     {
         true => Some(build_stock_candle()?),
         false => None,
     };
-    let tools = Tools { python, binaries, stock_candle };
+    let tools = Tools { python, programs, stock_candle };
 
     let machine = report::machine(tools.python.as_ref());
     for line in &machine {

@@ -81,7 +81,7 @@ impl Subject {
     pub fn start<'a>(&'a self, tools: &'a Tools) -> Result<Run<'a>> {
         match self {
             Subject::Update(library, network) => networks::start(*library, network, tools),
-            Subject::Train(training) => Ok(Box::new(|| training.run(tools.binaries.as_ref()))),
+            Subject::Train(training) => Ok(Box::new(|| training.run(tools.programs.as_ref()))),
             Subject::Step { env_id, num_envs, steps } => vectorised::start(env_id, *num_envs, *steps),
             Subject::Python(workload) => workload.start(tools.python.as_ref()),
         }

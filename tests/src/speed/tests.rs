@@ -34,10 +34,10 @@ fn bad_flags_are_refused_in_one_line() {
 #[test]
 fn a_folder_without_the_programs_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let error = Binaries::in_folder(folder.path()).err().unwrap();
+    let error = programs::in_folder(folder.path(), ALGORITHMS).err().unwrap();
     assert!(error.is::<envs::InvalidInput>());
     let text = error.to_string();
-    assert!(text.starts_with("--bin-dir ") && text.ends_with("there is no program dqn in it"), "{text}");
+    assert!(text.starts_with("--bin-dir ") && text.ends_with("holds no program dqn"), "{text}");
 }
 
 #[test]
@@ -66,7 +66,7 @@ fn goals_are_of_subjects_that_there_are() {
 #[test]
 fn a_subject_that_fails_does_not_stop_the_others() {
     let row = select(rows(), &["ppo-4x128".into()]).unwrap().remove(0);
-    let tools = Tools { python: None, binaries: None, stock_candle: None };
+    let tools = Tools { python: None, programs: None, stock_candle: None };
     let samples = measure(row, &tools, 1).samples;
     assert_eq!(samples[0].as_ref().unwrap_err(), "no program ppo");
     assert_eq!(samples[1].as_ref().unwrap_err(), "measured with --peers only");

@@ -1,59 +1,15 @@
-//! Training runs of the algorithms' own programs, and how programs are built.
+//! Training runs of the algorithms' own programs.
 
 use crate::learning::Summary;
-use crate::paths;
+use crate::programs::{Programs, cargo_build};
 use anyhow::{Context, bail, ensure};
-use envs::{Result, invalid};
-use serde::Deserialize;
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use envs::Result;
+use std::path::PathBuf;
+use std::process::Command;
 use std::time::Instant;
 
 /// The algorithms that rows train.
-const ALGORITHMS: [&str; 3] = ["dqn", "ppo", "sac"];
-
-/// Where the programs are.
-pub struct Binaries(BTreeMap<&'static str, PathBuf>);
-
-/// A line of `cargo build --message-format json`.
-#[derive(Deserialize)]
-struct Message {
-    executable: Option<PathBuf>,
-}
-
-impl Binaries {
-    /// Those in `folder`.
-    ///
-    /// # Errors
-    /// One is missing.
-    pub fn in_folder(folder: &Path) -> Result<Self> {
-        let mut found = BTreeMap::new();
-        for name in ALGORITHMS {
-            let path = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-            if !path.is_file() {
-                return invalid(format!("--bin-dir {}: there is no program {name} in it", folder.display()));
-            }
-            // Relative to the working directory, and not looked for in PATH.
-            found.insert(name, std::path::absolute(path)?);
-        }
-        Ok(Self(found))
-    }
-
-    /// Builds the workspace's programs, as `cargo run` and `cargo test` do.
-    ///
-    /// # Errors
-    /// They do not build.
-    pub fn build() -> Result<Self> {
-        let built = cargo_build(&["--workspace", "--bins"])?;
-        let mut found = BTreeMap::new();
-        for name in ALGORITHMS {
-            let path = built.iter().find(|path| path.file_stem().is_some_and(|stem| stem == name));
-            found.insert(name, path.with_context(|| format!("cargo build made no program {name}"))?.clone());
-        }
-        Ok(Self(found))
-    }
-}
+pub const ALGORITHMS: [&str; 3] = ["dqn", "ppo", "sac"];
 
 /// Builds `tests/peers/candle`, candle as it comes, and returns its program.
 ///
@@ -62,24 +18,7 @@ impl Binaries {
 pub fn build_stock_candle() -> Result<PathBuf> {
     let package = ["--release", "--manifest-path", "tests/peers/candle/Cargo.toml"];
     let built = cargo_build(&[&package[..], &["--target-dir", "target/stock-candle"]].concat())?;
-    built.into_iter().next().context("tests/peers/candle made no program")
-}
-
-/// Runs `cargo build` in the repository and returns the programs that it made.
-fn cargo_build(flags: &[&str]) -> Result<Vec<PathBuf>> {
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let output = Command::new(cargo)
-        .arg("build")
-        .args(flags)
-        .args(["--message-format", "json-render-diagnostics"])
-        .current_dir(paths::root())
-        .stderr(Stdio::inherit())
-        .output()
-        .context("starting cargo")?;
-    ensure!(output.status.success(), "cargo build {}: {}", flags.join(" "), output.status);
-    let messages = String::from_utf8_lossy(&output.stdout);
-    let programs = messages.lines().filter_map(|line| serde_json::from_str::<Message>(line).ok()?.executable);
-    Ok(programs.collect())
+    built.into_values().next().context("tests/peers/candle made no program")
 }
 
 /// A training run.
@@ -108,8 +47,8 @@ impl Training {
     ///
     /// # Errors
     /// The program fails, or does not reach what it must.
-    pub fn run(&self, binaries: Option<&Binaries>) -> Result<f64> {
-        let program = binaries.and_then(|binaries| binaries.0.get(self.algorithm));
+    pub fn run(&self, programs: Option<&Programs>) -> Result<f64> {
+        let program = programs.and_then(|programs| programs.get(self.algorithm));
         let program = program.with_context(|| format!("no program {}", self.algorithm))?;
         let folder = tempfile::tempdir()?;
         let run_dir = folder.path().join("run");
