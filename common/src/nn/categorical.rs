@@ -65,7 +65,7 @@ impl Categorical {
     fn probabilities(&self) -> Result<Vec<f32>> {
         match &self.table {
             Some(table) => Ok(table.probs.clone()),
-            None => candle_nn::ops::softmax(&self.logits, D::Minus1)?.flatten_all()?.to_vec1(),
+            None => log_softmax(&self.logits)?.exp()?.flatten_all()?.to_vec1(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Categorical {
     /// Actions of another number or type, or out of range.
     pub fn log_prob(&self, actions: &Tensor) -> Result<Tensor> {
         let Some(table) = &self.table else {
-            let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
+            let log_probs = log_softmax(&self.logits)?;
             return log_probs.gather(&actions.unsqueeze(1)?, 1)?.squeeze(1);
         };
         let actions = actions.to_vec1()?;
@@ -114,11 +114,17 @@ impl Categorical {
     /// H(π) = −Σₐ π(a) ln π(a), as `[batch]`.
     pub fn entropy(&self) -> Result<Tensor> {
         let Some(table) = &self.table else {
-            let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
+            let log_probs = log_softmax(&self.logits)?;
             return (log_probs.exp()? * log_probs)?.sum(D::Minus1)?.neg();
         };
         self.logits.apply_op1(Entropy(table.clone()))
     }
+}
+
+/// ln π of each row, on a device that has no kernel of ours.
+fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }
 
 struct LogProb {
