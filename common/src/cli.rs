@@ -33,8 +33,8 @@ pub struct RunArgs {
     #[arg(long)]
     #[serde(skip)]
     pub run_dir: Option<PathBuf>,
-    /// Compute threads
-    #[arg(long, default_value_t = 1, value_parser = positive)]
+    /// Compute threads, at most 256
+    #[arg(long, default_value_t = 1, value_parser = threads)]
     pub threads: usize,
     /// Where networks are computed: cpu, cuda or metal (the last two need a build with them)
     #[arg(long, default_value = "cpu", value_parser = ["cpu", "cuda", "metal"])]
@@ -327,6 +327,11 @@ pub fn positive(text: &str) -> Result<usize, String> {
     Ok(integer(1, LARGEST)(text)? as usize)
 }
 
+/// Value parser of `--threads`: each has a stack.
+fn threads(text: &str) -> Result<usize, String> {
+    Ok(integer(1, 256)(text)? as usize)
+}
+
 /// Value parser of `--eval-episodes`, whose environments and returns are kept in memory. The standard
 /// error of so many episodes is a third of a percent of their spread.
 fn eval_episodes(text: &str) -> Result<usize, String> {
@@ -407,6 +412,12 @@ mod tests {
             assert!(error.contains("--eval-episodes"), "{error}");
             assert!(error.ends_with("an integer from 1 to 100000 is needed"), "{error}");
         }
+    }
+
+    #[test]
+    fn more_threads_than_any_machine_has_cores_are_refused() {
+        assert!(refusal(toy(&["--threads=257"])).ends_with("an integer from 1 to 256 is needed"));
+        assert_eq!(toy(&["--threads=256"]).unwrap().run.threads, 256);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 use anyhow::{Result, bail, ensure};
 use common::dist::{World, launch};
+use common::envs::InvalidInput;
 use std::sync::Mutex;
 
 /// Every operation once, each checked against what it must give. Returns what rounding could tell
@@ -201,3 +202,11 @@ mod processes {
 #[test]
 #[ignore = "needs --features mpi"]
 fn processes() {}
+
+#[test]
+fn more_workers_than_any_machine_has_cores_are_refused() {
+    let error = launch(257, |_| -> Result<()> { panic!("a rank was started") }).unwrap_err();
+    assert!(error.is::<InvalidInput>());
+    assert_eq!(error.to_string(), "--workers 257: at most 256 in one process; mpirun starts more of them");
+    launch(256, |_| Ok(())).unwrap();
+}

@@ -34,7 +34,7 @@
 //! mean of their ranks. Both members of a pair play the same episode, which takes its luck out of
 //! their difference. Actions are the best ones, undisturbed; there is no virtual batch normalisation.
 //! Where the environment has no time limit, an episode counts with what it earned in
-//! `MAX_EVALUATION_STEPS`: a policy that walks in circles would otherwise stop the search.
+//! `MAX_EPISODE_STEPS`: a policy that walks in circles would otherwise stop the search.
 //!
 //! Run `cargo run -p es`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in about a second. The result is the same for any number of
@@ -55,7 +55,7 @@ use common::cli::{self, RunArgs};
 use common::dist::{self, World};
 use common::envs::{Episode, VecEnv, invalid, persist::Persist, rng};
 use common::nn::{Adam, Linear, VarBuilder, VarMap, linear_orthogonal};
-use common::run::{MAX_EVALUATION_STEPS, Run};
+use common::run::Run;
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
@@ -214,7 +214,7 @@ impl Es {
     /// F: the member plays one episode, the one that `seed` begins.
     fn play(&self, envs: &mut VecEnv, seed: u64) -> Result<Episode> {
         envs.reset(seed)?;
-        let limit = envs.spec().max_episode_steps.unwrap_or(MAX_EVALUATION_STEPS);
+        let limit = envs.spec().episode_limit();
         for _ in 0..limit {
             let actions = self.act_greedily(&self.member, envs.observations())?;
             envs.step(&actions)?;

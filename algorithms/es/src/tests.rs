@@ -3,7 +3,7 @@
 
 use super::*;
 use approx::assert_abs_diff_eq;
-use common::envs::Space;
+use common::envs::{MAX_EPISODE_STEPS, Space};
 use regression::recorded::values;
 use regression::scripted::End;
 use regression::{Layers, Recording, SCRIPT, View, first_gradients, scripted};
@@ -231,7 +231,7 @@ fn an_episode_without_end_is_cut() {
     let args = cli::parse_from(["es"].iter().map(Into::into)).unwrap();
     let es = Es::new(3, &[], 2, &args).unwrap();
     let episode = es.play(&mut envs, 7).unwrap();
-    assert_eq!(episode.length, MAX_EVALUATION_STEPS);
+    assert_eq!(episode.length, MAX_EPISODE_STEPS);
     assert_eq!(episode.episodic_return, envs.running_returns()[0]);
     assert!(episode.episodic_return > 1e8); // Σ (t + 11)
 }

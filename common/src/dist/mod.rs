@@ -24,11 +24,12 @@
 //!
 //! Whatever goes wrong on one rank ends them all: [`launch`] returns its error or passes on its
 //! panic, and `mpirun` ends with the exit code that the program would have had. A rank notices at
-//! its next message. Where machines may fail, write checkpoints and start again until it is done:
+//! its next message. Where machines may fail, start it again from its last checkpoint until it is
+//! done:
 //!
 //! ```text
 //! RUN=/shared/run; JOB="mpirun -n 64 --hostfile hosts /shared/es --workers 64"
-//! $JOB --run-dir $RUN --checkpoint-every 100000 || until $JOB --resume $RUN; do sleep 10; done
+//! $JOB --run-dir $RUN || until $JOB --resume $RUN; do sleep 10; done
 //! ```
 
 #[cfg(feature = "mpi")]
@@ -139,20 +140,28 @@ impl World {
     }
 }
 
+/// Most ranks of one process: there is a channel from each to each.
+const MAX_THREADS: usize = 256;
+
 /// Runs `job` on every rank and waits for them all. Without `mpirun` that is `workers` threads;
 /// with it every process is a rank, and `workers` must say how many they are.
 ///
 /// What a user can get wrong is best checked before, while there is but one thread.
 ///
 /// # Errors
-/// The first error of a rank, by which all ranks end; a number of processes other than `workers`;
-/// processes in a program that was built without the feature `mpi`.
+/// The first error of a rank, by which all ranks end; more than 256 threads; a number of processes
+/// other than `workers`; processes in a program that was built without the feature `mpi`.
 ///
 /// # Panics
 /// A panic on any rank is passed on.
 pub fn launch(workers: usize, job: impl Fn(&World) -> Result<()> + Sync) -> Result<()> {
     let processes = processes();
     if processes <= 1 {
+        if workers > MAX_THREADS {
+            return invalid(format!(
+                "--workers {workers}: at most {MAX_THREADS} in one process; mpirun starts more of them"
+            ));
+        }
         return threads::launch(workers, job);
     }
     if workers != processes {

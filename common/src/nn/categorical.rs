@@ -65,7 +65,7 @@ impl Categorical {
     fn probabilities(&self) -> Result<Vec<f32>> {
         match &self.table {
             Some(table) => Ok(table.probs.clone()),
-            None => candle_nn::ops::softmax(&self.logits, D::Minus1)?.flatten_all()?.to_vec1(),
+            None => log_softmax(&self.logits)?.exp()?.flatten_all()?.to_vec1(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Categorical {
     /// Actions of another number or type, or out of range.
     pub fn log_prob(&self, actions: &Tensor) -> Result<Tensor> {
         let Some(table) = &self.table else {
-            let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
+            let log_probs = log_softmax(&self.logits)?;
             return log_probs.gather(&actions.unsqueeze(1)?, 1)?.squeeze(1);
         };
         let actions = actions.to_vec1()?;
@@ -114,11 +114,17 @@ impl Categorical {
     /// H(π) = −Σₐ π(a) ln π(a), as `[batch]`.
     pub fn entropy(&self) -> Result<Tensor> {
         let Some(table) = &self.table else {
-            let log_probs = candle_nn::ops::log_softmax(&self.logits, D::Minus1)?;
+            let log_probs = log_softmax(&self.logits)?;
             return (log_probs.exp()? * log_probs)?.sum(D::Minus1)?.neg();
         };
         self.logits.apply_op1(Entropy(table.clone()))
     }
+}
+
+/// ln π of each row, on a device that has no kernel of ours.
+fn log_softmax(logits: &Tensor) -> Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
+    shifted.broadcast_sub(&shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)
 }
 
 struct LogProb {
@@ -177,5 +183,33 @@ impl CustomOp1 for Entropy {
             out.extend(row.map(|(l, p)| if *p == 0.0 { 0.0 } else { -g * p * (l + h) }));
         }
         Ok(Some(Tensor::from_vec(out, logits.shape(), logits.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Var};
+
+    #[test]
+    fn a_device_without_our_kernels_gives_the_same() -> Result<()> {
+        let logits = Var::new(&[[0.5_f32, -1.0, 2.0], [80.0, 0.0, -80.0]], &Device::Cpu)?;
+        let actions = Tensor::new(&[2_u32, 0], &Device::Cpu)?;
+        let ours = Categorical::new(&logits)?;
+        let theirs = Categorical { logits: logits.as_tensor().clone(), table: None };
+        let close = |a: &Tensor, b: &Tensor| -> Result<()> {
+            let (a, b) = (a.flatten_all()?.to_vec1::<f32>()?, b.flatten_all()?.to_vec1::<f32>()?);
+            for (a, b) in a.iter().zip(&b) {
+                approx::assert_relative_eq!(*a, *b, epsilon = 1e-6, max_relative = 1e-6);
+            }
+            Ok(())
+        };
+        close(&ours.log_prob(&actions)?, &theirs.log_prob(&actions)?)?;
+        close(&ours.entropy()?, &theirs.entropy()?)?;
+        let gradient = |policy: &Categorical| -> Result<Tensor> {
+            let loss = (policy.log_prob(&actions)? + policy.entropy()?)?.sum_all()?;
+            Ok(loss.backward()?.get(&logits).expect("a gradient").clone())
+        };
+        close(&gradient(&ours)?, &gradient(&theirs)?)
     }
 }
