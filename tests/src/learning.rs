@@ -396,8 +396,8 @@ fn finish(binary: &str, args: &[&str], run_dir: &Path) -> Results {
 }
 
 /// Checks exact resume: a run that is killed once it has trained and written a checkpoint, and is
-/// resumed, ends with the byte-identical model and metrics (but for the clock) of one that ran
-/// through. `args` include `--checkpoint-every` and enough steps for several checkpoints.
+/// resumed, ends with the byte-identical model, where the algorithm has one, and metrics (but for the
+/// clock) of one that ran through. `args` include `--checkpoint-every` and enough steps for several checkpoints.
 pub fn resumes(binary: &str, args: &[&str]) {
     let mut killer = Killer::new(binary, args);
     // The first checkpoint is from before training.
@@ -464,7 +464,6 @@ impl<'a> Killer<'a> {
         let (undisturbed, run_dir) = (scratch.path().join("undisturbed"), scratch.path().join("killed"));
         let undisturbed_text = undisturbed.to_string_lossy();
         let undisturbed = finish(binary, &[args, &["--run-dir", &*undisturbed_text]].concat(), &undisturbed);
-        assert!(undisturbed.model.is_some(), "the run leaves no model to compare");
         let args = args.iter().map(|arg| arg.to_string()).collect();
         Self { binary, args, run_dir, undisturbed, _scratch: scratch }
     }

@@ -19,7 +19,7 @@
 //! and one of the rounds that search for it is
 //!
 //! ```text
-//! Aⁱ ~ N(μ, σ²), held to the action space          i = 1 … N; Aⁱ, μ and σ are [H, action_dim]
+//! Aⁱ ~ N(μ, σ²), clamped to the action space       i = 1 … N; Aⁱ, μ and σ are [H, action_dim]
 //! E  = the M plans with the greatest J(Aⁱ)
 //! μ  ← β μ + (1 − β) mean(E)
 //! σ² ← β σ² + (1 − β) variance(E)
@@ -27,9 +27,12 @@
 //!
 //! where μ begins as the last plan moved up by a step and σ as a quarter of the action space.
 //!
-//! With no model to learn there is none to save: training steps are steps of planned episodes, and
-//! `--eval-only` plans others with a run's configuration. Sparse rewards defeat it, for plans that
-//! end before any reward are all alike. `--threads` evaluates several episodes side by side.
+//! Deviations from PETS. Its model is learned, ours is the environment's own: with none to learn there
+//! is none to save, training steps are steps of planned episodes, and `--eval-only` plans others with a
+//! run's configuration. It draws from a normal distribution that is truncated at 2 σ, and narrows σ
+//! where μ is near a bound; here samples are clamped, which draws the bounds themselves often, and the
+//! best plans are often there. Where the environment is random, a plan is tried once instead of with
+//! several particles. Sparse rewards defeat all of it, for plans that end before any reward are alike.
 //!
 //! Run `cargo run -p cem`: −200 or more on Pendulum-v1 in about three seconds, mostly evaluation
 //! (−137 is the best possible, by dynamic programming on a grid; random actions reach −1236).
@@ -37,7 +40,7 @@
 use anyhow::Result;
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, rng};
+use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, learner_rng};
 use common::gif::GifWriter;
 use common::run::Run;
 use rand_distr::{Distribution, StandardNormal};
@@ -48,7 +51,7 @@ use std::process::ExitCode;
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 
 /// Cross-entropy method: plans continuous actions with the environment's own dynamics
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("Pendulum-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("2000")))]
@@ -79,22 +82,18 @@ struct Args {
     warm_start: bool,
 }
 
-/// Searches for plans in a copy of the environment. Matrices are row-major; once built, planning
-/// allocates nothing.
-struct Planner<'a> {
-    args: &'a Args,
+/// Searches for plans in a copy of the environment.
+struct Cem {
     model: Box<dyn Env>,
-    low: Vec<f32>,       // [action_dim]
-    high: Vec<f32>,      // [action_dim]
-    mean: Vec<f32>,      // [horizon, action_dim], μ
-    std: Vec<f32>,       // [horizon, action_dim], σ
-    plans: Vec<f32>,     // [population, horizon, action_dim], Aⁱ
-    returns: Vec<f64>,   // [population], J(Aⁱ)
-    ranking: Vec<usize>, // [population], indices of plans, the elites first
+    low: Vec<f32>,  // the least actions, [action_dim]
+    high: Vec<f32>, // the greatest, [action_dim]
+    mean: Vec<f32>, // μ, [horizon, action_dim]
+    std: Vec<f32>,  // σ, [horizon, action_dim]
+    args: Args,
 }
 
-impl<'a> Planner<'a> {
-    fn new(model: Box<dyn Env>, args: &'a Args) -> Result<Self> {
+impl Cem {
+    fn new(model: Box<dyn Env>, args: &Args) -> Result<Self> {
         let spec = model.spec();
         spec.box_to_box("cem")?;
         let (low, high) = match &spec.action_space {
@@ -104,204 +103,174 @@ impl<'a> Planner<'a> {
             space => return invalid(format!("--env-id {}: cem needs bounded actions, not {space}", spec.id)),
         };
         let size = args.horizon * low.len();
-        let mut planner = Self {
-            args,
-            model,
-            low,
-            high,
-            mean: vec![0.0; size],
-            std: vec![0.0; size],
-            plans: vec![0.0; args.population * size],
-            returns: vec![0.0; args.population],
-            ranking: (0..args.population).collect(),
-        };
-        planner.forget();
-        Ok(planner)
-    }
-
-    fn action_dim(&self) -> usize {
-        self.low.len()
+        let (mean, std) = (vec![0.0; size], vec![0.0; size]);
+        let mut cem = Self { model, low, high, mean, std, args: args.clone() };
+        cem.forget();
+        Ok(cem)
     }
 
     /// Without a plan, μ is the middle of the action space.
     fn forget(&mut self) {
-        for action in self.mean.chunks_exact_mut(self.low.len()) {
-            for ((mean, low), high) in action.iter_mut().zip(&self.low).zip(&self.high) {
-                *mean = 0.5 * (low + high);
-            }
+        for (i, mean) in self.mean.iter_mut().enumerate() {
+            let k = i % self.low.len();
+            *mean = 0.5 * (self.low[k] + self.high[k]);
         }
     }
 
-    /// The distribution before the first round: μ moved up by a step, σ a quarter of the actions.
+    /// The distribution before the first round: μ moved up by a step, σ a quarter of the action space.
     fn begin(&mut self) {
-        let action_dim = self.action_dim();
+        let action_dim = self.low.len();
         if self.args.warm_start {
             // The last action, which nothing was planned for, is planned for twice.
             self.mean.copy_within(action_dim.., 0);
         } else {
             self.forget();
         }
-        for action in self.std.chunks_exact_mut(action_dim) {
-            for ((std, low), high) in action.iter_mut().zip(&self.low).zip(&self.high) {
-                *std = 0.25 * (high - low);
+        for (i, std) in self.std.iter_mut().enumerate() {
+            let k = i % action_dim;
+            *std = 0.25 * (self.high[k] - self.low[k]);
+        }
+    }
+
+    /// Plans Aⁱ, `[population, horizon, action_dim]`, from standard normal `noise` of that shape.
+    fn sample(&self, noise: &[f32]) -> Vec<f32> {
+        let size = self.mean.len();
+        let mut plans = Vec::with_capacity(noise.len());
+        for (i, epsilon) in noise.iter().enumerate() {
+            // Aⁱ ~ N(μ, σ²), clamped to the action space
+            let action = self.mean[i % size] + self.std[i % size] * epsilon;
+            let k = i % self.low.len();
+            plans.push(action.clamp(self.low[k], self.high[k]));
+        }
+        plans
+    }
+
+    /// J(Aⁱ) of one plan `[horizon, action_dim]` from `state` on.
+    fn plan_return(&mut self, state: &State, plan: &[f32], rng: &mut Rng) -> Result<f64> {
+        self.model.set_state(state)?;
+        let (mut total, mut discount) = (0.0, 1.0); // discount: γᵏ
+        for action in plan.chunks_exact(self.low.len()) {
+            // J = Σ_k γᵏ r(s_k, a_k)
+            let step = self.model.step(Action::Continuous(action), rng)?;
+            total += discount * step.reward;
+            discount *= self.args.gamma;
+            // Nothing follows a time limit either: what the plan is worth is what the episode will pay.
+            if step.terminated || step.truncated {
+                break;
             }
         }
+        Ok(total)
     }
 
-    /// Aⁱ ~ N(μ, σ²), held to the action space.
-    fn sample(&mut self, rng: &mut Rng) {
-        let (size, action_dim) = (self.mean.len(), self.action_dim());
-        for plan in self.plans.chunks_exact_mut(size) {
-            for (k, action) in plan.iter_mut().enumerate() {
-                let noise: f32 = StandardNormal.sample(rng);
-                let (low, high) = (self.low[k % action_dim], self.high[k % action_dim]);
-                *action = (self.mean[k] + self.std[k] * noise).clamp(low, high);
-            }
+    /// Which are the M plans with the greatest J(Aⁱ), the best first; of equal ones the earlier.
+    fn elites(&self, returns: &[f64]) -> Vec<usize> {
+        let mut ranking: Vec<usize> = (0..returns.len()).collect();
+        ranking.sort_by(|&i, &j| returns[j].total_cmp(&returns[i]));
+        ranking.truncate(self.args.elites);
+        ranking
+    }
+
+    /// Moves μ and σ to the elites E among the plans.
+    fn update(&mut self, plans: &[f32], elites: &[usize]) {
+        let (beta, n, size) = (self.args.smoothing as f32, elites.len() as f32, self.mean.len());
+        for i in 0..size {
+            let actions = elites.iter().map(|elite| plans[elite * size + i]);
+            let mean = actions.clone().sum::<f32>() / n;
+            let variance = actions.map(|action| (action - mean).powi(2)).sum::<f32>() / n;
+            // μ ← β μ + (1 − β) mean(E)
+            self.mean[i] = beta * self.mean[i] + (1.0 - beta) * mean;
+            // σ² ← β σ² + (1 − β) variance(E)
+            self.std[i] = (beta * self.std[i].powi(2) + (1.0 - beta) * variance).sqrt();
         }
     }
 
-    /// J(Aⁱ) of every plan, from `state` on.
-    fn evaluate(&mut self, state: &State, rng: &mut Rng) -> Result<()> {
-        let (size, action_dim) = (self.mean.len(), self.action_dim());
-        for (plan, total) in self.plans.chunks_exact(size).zip(&mut self.returns) {
-            *total =
-                plan_return(&mut *self.model, state, plan.chunks_exact(action_dim), self.args.gamma, rng)?;
-        }
-        Ok(())
-    }
-
-    /// Moves μ and σ to the elites.
-    fn refit(&mut self) {
-        let (size, elites) = (self.mean.len(), self.args.elites);
-        let returns = &self.returns;
-        // From one order on, so that equal returns are ranked alike in a resumed run.
-        self.ranking.iter_mut().enumerate().for_each(|(i, plan)| *plan = i);
-        self.ranking.select_nth_unstable_by(elites - 1, |&i, &j| returns[j].total_cmp(&returns[i]));
-        let (beta, n) = (self.args.smoothing as f32, elites as f32);
-        for k in 0..size {
-            let elite = |i: &usize| self.plans[i * size + k];
-            let elites = &self.ranking[..elites];
-            let mean = elites.iter().map(elite).sum::<f32>() / n;
-            let variance = elites.iter().map(|i| (elite(i) - mean).powi(2)).sum::<f32>() / n;
-            // μ ← β μ + (1 − β) mean(E),  σ² ← β σ² + (1 − β) variance(E)
-            self.mean[k] = beta * self.mean[k] + (1.0 - beta) * mean;
-            self.std[k] = (beta * self.std[k].powi(2) + (1.0 - beta) * variance).sqrt();
-        }
-    }
-
-    /// What to do in `state`: the first action of the plan, `[action_dim]`.
-    fn act(&mut self, state: &State, rng: &mut Rng) -> Result<&[f32]> {
+    /// What to do in `state`: the first action of the plan μ, `[action_dim]`. And what the elites of the
+    /// last round are worth on average.
+    fn act(&mut self, state: &State, rng: &mut Rng) -> Result<(Vec<f32>, f64)> {
+        let (population, size) = (self.args.population, self.mean.len());
+        let mut planned_return = 0.0;
         self.begin();
         for _ in 0..self.args.iterations {
-            self.sample(rng);
-            self.evaluate(state, rng)?;
-            self.refit();
+            let noise: Vec<f32> = StandardNormal.sample_iter(&mut *rng).take(population * size).collect();
+            let plans = self.sample(&noise); // [population, horizon, action_dim]
+            let mut returns = Vec::with_capacity(population); // J(Aⁱ)
+            for plan in plans.chunks_exact(size) {
+                returns.push(self.plan_return(state, plan, rng)?);
+            }
+            let elites = self.elites(&returns);
+            self.update(&plans, &elites);
+            planned_return = elites.iter().map(|&elite| returns[elite]).sum::<f64>() / elites.len() as f64;
         }
-        Ok(&self.mean[..self.low.len()])
+        Ok((self.mean[..self.low.len()].to_vec(), planned_return))
     }
-}
-
-/// J = Σ_k γᵏ r(s_k, a_k), of the actions of a plan from `state` until the episode ends.
-fn plan_return<'a>(
-    model: &mut dyn Env,
-    state: &State,
-    plan: impl Iterator<Item = &'a [f32]>,
-    gamma: f64,
-    rng: &mut Rng,
-) -> Result<f64> {
-    model.set_state(state)?;
-    let (mut total, mut discount) = (0.0, 1.0);
-    for action in plan {
-        let step = model.step(Action::Continuous(action), rng)?;
-        total += discount * step.reward;
-        discount *= gamma;
-        // Nothing follows a time limit either: what the plan is worth is what the episode will pay.
-        if step.terminated || step.truncated {
-            break;
-        }
-    }
-    Ok(total)
 }
 
 fn main() -> ExitCode {
     cli::main(train)
 }
 
-/// One environment to act in, whose state can be read, and a planner with a copy of its own.
-fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Planner<'_>, Rng)> {
-    let envs = VecEnv::new(vec![envs::make(&args.run.env_id)?], seed)?;
-    let planner = Planner::new(envs::make(&args.run.env_id)?, args)?;
-    Ok((envs, planner, rng(seed, u64::MAX)))
-}
-
 fn train(args: Args) -> Result<()> {
-    let (elites, population) = (args.elites, args.population);
+    let Args { elites, population, .. } = args;
     if elites > population {
         return invalid(format!("--elites {elites}: at most --population = {population}"));
     }
-    let (mut envs, mut planner, mut rng) = set_up(&args, args.run.seed)?;
-    planner.model.set_state(&envs.state(0)?)?; // refuses an environment that no one can plan in
+    let (mut envs, mut cem, mut rng) = set_up(&args, args.run.seed)?;
+    cem.model.set_state(&envs.state(0)?)?; // refuses an environment that no one can plan in
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(
             &mut global_step,
-            &mut [("envs", &mut envs), ("plan", &mut planner.mean), ("rng", &mut rng)],
+            &mut [("envs", &mut envs), ("mean", &mut cem.mean), ("rng", &mut rng)],
         )?;
-        let action = planner.act(&envs.state(0)?, &mut rng)?;
-        envs.step(action)?;
+        let (action, planned_return) = cem.act(&envs.state(0)?, &mut rng)?;
+        envs.step(&action)?;
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
         if !envs.episodes().is_empty() {
-            planner.forget();
+            cem.forget();
         }
-        let elites = planner.ranking[..elites].iter().map(|&i| planner.returns[i]);
-        run.log(global_step, "charts/planned_return", elites.sum::<f64>() / args.elites as f64)?;
+        run.log(global_step, "charts/planned_return", planned_return)?;
     }
 
-    let seconds = run.wall_seconds();
-    let returns = evaluate(&args)?;
+    let training_seconds = run.wall_seconds();
+    let mut returns = Vec::new();
+    for episode in 0..args.run.eval_episodes {
+        let (mut envs, mut cem, mut rng) = set_up(&args, evaluation_seed(&args, episode))?;
+        returns.push(play(&mut cem, &mut envs, &mut rng, |_| Ok(()))?);
+    }
     if args.run.capture_video {
         film(&args, &run)?;
     }
-    run.finish(&returns, seconds)?;
+    run.finish(&returns, training_seconds)?;
     Ok(())
 }
 
-/// Returns of `--eval-episodes` episodes, on `--threads` threads. Each episode has a seed of its
-/// own, so that the number of threads changes nothing but the time.
-fn evaluate(args: &Args) -> Result<Vec<f64>> {
-    let mut returns = vec![0.0; args.run.eval_episodes];
-    let share = args.run.eval_episodes.div_ceil(args.run.threads);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = returns
-            .chunks_mut(share)
-            .enumerate()
-            .map(|(thread, returns)| {
-                scope.spawn(move || -> Result<()> {
-                    for (i, total) in returns.iter_mut().enumerate() {
-                        *total = episode_return(args, thread * share + i, |_| Ok(()))?;
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .try_for_each(|thread| thread.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
-    })?;
-    Ok(returns)
+/// One environment to act in, whose state can be read, and a planner with a copy of its own.
+fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Cem, Rng)> {
+    let envs = VecEnv::new(vec![envs::make(&args.run.env_id)?], seed)?;
+    let cem = Cem::new(envs::make(&args.run.env_id)?, args)?;
+    Ok((envs, cem, learner_rng(seed)))
 }
 
-/// Plays evaluation episode `index`, showing `watch` every state before it acts.
-fn episode_return(args: &Args, index: usize, mut watch: impl FnMut(&VecEnv) -> Result<()>) -> Result<f64> {
-    let seed = (args.run.seed ^ EVALUATION_SEED).wrapping_add(index as u64);
-    let (mut envs, mut planner, mut rng) = set_up(args, seed)?;
+/// Of evaluation episode number `episode`.
+fn evaluation_seed(args: &Args, episode: usize) -> u64 {
+    (args.run.seed ^ EVALUATION_SEED).wrapping_add(episode as u64)
+}
+
+/// The return of one planned episode, of which `watch` is shown every state before the action.
+fn play(
+    cem: &mut Cem,
+    envs: &mut VecEnv,
+    rng: &mut Rng,
+    mut watch: impl FnMut(&VecEnv) -> Result<()>,
+) -> Result<f64> {
     for _ in 0..envs.spec().episode_limit() {
-        watch(&envs)?;
-        envs.step(planner.act(&envs.state(0)?, &mut rng)?)?;
-        if let Some(episode) = envs.episodes().first() {
+        watch(envs)?;
+        let (action, _) = cem.act(&envs.state(0)?, rng)?;
+        envs.step(&action)?;
+        if let [episode] = envs.episodes() {
             return Ok(episode.episodic_return);
         }
     }
@@ -311,7 +280,8 @@ fn episode_return(args: &Args, index: usize, mut watch: impl FnMut(&VecEnv) -> R
 /// The first evaluation episode, as `agent.gif`.
 fn film(args: &Args, run: &Run) -> Result<()> {
     let mut gif = GifWriter::new(&run.dir().join("agent.gif"), 480, 320, 33)?;
-    episode_return(args, 0, |envs| {
+    let (mut envs, mut cem, mut rng) = set_up(args, evaluation_seed(args, 0))?;
+    play(&mut cem, &mut envs, &mut rng, |envs| {
         let mut canvas = Canvas::new(480, 320);
         envs.draw(0, &mut canvas)?;
         gif.push(&canvas.rgb())

@@ -1,5 +1,11 @@
+//! CEM's rounds against a recording, its plans against the Riccati equation, what a plan is worth, and
+//! runs against their pins.
+
 use super::*;
-use common::envs::{Spec, Step};
+use approx::assert_abs_diff_eq;
+use common::envs::{MAX_EPISODE_STEPS, Spec, Step, rng};
+use regression::scripted::{Log, Scripted};
+use regression::{Recording, SCRIPT, View};
 
 /// A point on a line that is pushed towards 0: x ← x + a with reward −(x² + a²). The best plans are
 /// known from the Riccati equation.
@@ -45,72 +51,98 @@ impl Env for Point {
     }
 }
 
+/// The default hyper-parameters but for `flags`.
 fn args(flags: &[&str]) -> Args {
     cli::parse_from(["cem"].iter().chain(flags).map(Into::into)).unwrap()
 }
 
+/// One round: samples, elites, and the distribution that they leave.
+#[test]
+fn recorded_update_of_the_distribution() {
+    let mut recording = Recording::open("cem");
+    let bounds = |name| recording.numbers(name).into_iter().map(|bound| bound as f32).collect::<Vec<_>>();
+    let actions = Space::Box { shape: vec![2], low: bounds("low"), high: bounds("high") };
+    let args = args(&[
+        &format!("--horizon={}", recording.number("horizon")),
+        &format!("--population={}", recording.number("population")),
+        &format!("--elites={}", recording.number("elites")),
+        &format!("--smoothing={}", recording.number("momentum")),
+    ]);
+    let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
+    let mut cem = Cem::new(Box::new(model), &args).unwrap();
+    cem.mean = recording.floats("batch/mean");
+    cem.std = recording.floats("batch/std");
+    let plans = cem.sample(&recording.floats("noise/normal_samples"));
+    recording.close("expected/samples", &plans);
+    let returns: Vec<f64> = recording.floats("batch/returns").into_iter().map(f64::from).collect();
+    let elites = cem.elites(&returns);
+    recording.equal("expected/elite_indices", &elites);
+    cem.update(&plans, &elites);
+    recording.close("expected/mean", &cem.mean);
+    // As in PETS' program, variances are mixed, not standard deviations.
+    recording.close("expected/std_from_variances", &cem.std);
+    recording.finish();
+}
+
 #[test]
 fn the_plan_is_the_one_of_the_riccati_equation() {
-    let flags = ["--horizon", "3", "--population", "200", "--elites", "20", "--iterations", "30"];
-    let args = args(&flags);
-    let mut planner = Planner::new(point(), &args).unwrap();
+    let flags = ["--horizon=3", "--population=200", "--elites=20", "--iterations=30"];
+    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
     let (x, mut rng) = (0.8, rng(1, 0));
-    planner.act(&State(vec![x]), &mut rng).unwrap();
+    let (action, planned_return) = cem.act(&State(vec![x]), &mut rng).unwrap();
     // P₂ = 1, P₁ = 1 + P₂ − P₂² / (1 + P₂) = 1.5, and a_k = −P_{k+1} / (1 + P_{k+1}) x_k:
     // a₀ = −0.6 x, a₁ = −0.5 (0.4 x), a₂ = 0. The cost is P₀ x² = 1.6 x².
-    for (actual, expected) in planner.mean.iter().zip([-0.6 * x, -0.2 * x, 0.0]) {
-        assert!((f64::from(*actual) - expected).abs() < 0.01, "{:?}", planner.mean);
+    for (actual, expected) in cem.mean.iter().zip([-0.6 * x, -0.2 * x, 0.0]) {
+        assert_abs_diff_eq!(f64::from(*actual), expected, epsilon = 0.01);
     }
-    let plan = planner.mean.clone();
-    let total = plan_return(&mut *planner.model, &State(vec![x]), plan.chunks(1), 1.0, &mut rng).unwrap();
-    assert!((total + 1.6 * x * x).abs() < 1e-3, "{total}");
+    assert_eq!(action, cem.mean[..1]);
+    assert_abs_diff_eq!(planned_return, -1.6 * x * x, epsilon = 1e-3);
+    let total = cem.plan_return(&State(vec![x]), &cem.mean.clone(), &mut rng).unwrap();
+    assert_abs_diff_eq!(total, -1.6 * x * x, epsilon = 1e-3);
 
     // Far away the best first push is the hardest one.
-    planner.forget();
-    let action = planner.act(&State(vec![5.0]), &mut rng).unwrap()[0];
+    cem.forget();
+    let action = cem.act(&State(vec![5.0]), &mut rng).unwrap().0[0];
     assert!((-1.0..=-0.99).contains(&action), "{action}");
 }
 
 #[test]
-fn the_distribution_moves_to_the_best_plans() {
-    let args = args(&["--horizon", "2", "--population", "4", "--elites", "2", "--smoothing", "0.25"]);
-    let mut planner = Planner::new(point(), &args).unwrap();
-    planner.mean = vec![0.4, -0.4];
-    planner.std = vec![0.5, 0.5];
-    planner.plans = vec![9.0, 9.0, 0.1, 0.2, 9.0, 9.0, 0.5, -0.6];
-    planner.returns = vec![-7.0, -1.0, -9.0, -2.0]; // plans 1 and 3 are the elites
-    planner.refit();
-    let mean = [0.25 * 0.4 + 0.75 * 0.3, 0.25 * -0.4 + 0.75 * -0.2];
-    let std = [0.25 * 0.25 + 0.75 * 0.04, 0.25 * 0.25 + 0.75 * 0.16_f32].map(f32::sqrt);
-    for (actual, expected) in planner.mean.iter().chain(&planner.std).zip(mean.iter().chain(&std)) {
-        assert!((actual - expected).abs() < 1e-6, "{actual} is not {expected}");
-    }
+fn the_planned_return_is_the_mean_of_the_last_elites() {
+    // One round in which all are elites: the mean over all plans of the distribution it began with.
+    let flags = ["--horizon=1", "--population=20000", "--elites=20000", "--iterations=1", "--smoothing=1"];
+    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
+    let (action, planned_return) = cem.act(&State(vec![0.5]), &mut rng(1, 0)).unwrap();
+    // −(x² + E[a²]), where a ~ N(0, ½²) is clamped to ±1. Nothing of the new distribution is
+    // taken on.
+    assert_abs_diff_eq!(planned_return, -(0.25 + clamped_square()), epsilon = 0.01);
+    assert_eq!((action[0], cem.std[0]), (0.0, 0.5));
+}
+
+/// E[ clamp(½ z, −1, 1)² ] for z ~ N(0, 1), by midpoints.
+fn clamped_square() -> f64 {
+    let density = |z: f64| (-0.5 * z * z).exp() / (2.0 * std::f64::consts::PI).sqrt();
+    let cell = 1e-3;
+    (-8000..8000)
+        .map(|i| (f64::from(i) + 0.5) * cell)
+        .map(|z| (0.5 * z).clamp(-1.0, 1.0).powi(2) * density(z) * cell)
+        .sum()
 }
 
 #[test]
-fn plans_are_drawn_from_the_distribution_and_held_to_the_action_space() {
-    let args = args(&["--horizon", "2", "--population", "20000"]);
-    let mut planner = Planner::new(point(), &args).unwrap();
-    planner.mean = vec![0.1, 0.9];
-    planner.std = vec![0.2, 0.3];
-    planner.sample(&mut rng(1, 0));
-    let first: Vec<f32> = planner.plans.iter().step_by(2).copied().collect();
-    let n = first.len() as f32;
-    let mean = first.iter().sum::<f32>() / n;
-    let std = (first.iter().map(|a| (a - mean).powi(2)).sum::<f32>() / n).sqrt();
-    assert!((mean - 0.1).abs() < 4.0 * 0.2 / n.sqrt() && (std - 0.2).abs() < 4.0 * 0.2 / (2.0 * n).sqrt());
-    // P(0.9 + 0.3 z > 1) = P(z > 1/3) = 0.3694
-    let held = planner.plans.iter().skip(1).step_by(2).filter(|&&a| a == 1.0).count() as f32 / n;
-    assert!((held - 0.3694).abs() < 4.0 * (0.37 * 0.63 / n).sqrt(), "{held}");
-    assert!(planner.plans.iter().all(|a| (-1.0..=1.0).contains(a)));
+fn plans_are_clamped_to_the_action_space() {
+    let mut cem = Cem::new(point(), &args(&["--horizon=2", "--population=3"])).unwrap();
+    cem.mean = vec![0.25, 0.75];
+    cem.std = vec![0.5, 0.25];
+    let plans = cem.sample(&[0.0, 0.0, 1.0, -1.0, -4.0, 4.0]);
+    assert_eq!(plans, [0.25, 0.75, 0.75, 0.5, -1.0, 1.0]);
 }
 
 #[test]
 fn a_plan_is_worth_what_the_episode_still_pays() {
+    let mut cem = Cem::new(envs::make("Pendulum-v1").unwrap(), &args(&["--gamma=0.9"])).unwrap();
     let mut model = envs::make("Pendulum-v1").unwrap();
     let mut rng = rng(1, 0);
     let plan = [0.5_f32, -1.0, 2.0, 0.0, 1.5];
-    let gamma: f64 = 0.9;
     // State: angle, angular velocity, steps elapsed of 200.
     for (elapsed, counted) in [(0.0, 5), (197.0, 3), (199.0, 1)] {
         let state = State(vec![1.0, -0.5, elapsed]);
@@ -118,24 +150,87 @@ fn a_plan_is_worth_what_the_episode_still_pays() {
         let expected: f64 = (0..counted)
             .map(|k| {
                 let step = model.step(Action::Continuous(&plan[k..=k]), &mut rng).unwrap();
-                gamma.powi(k as i32) * step.reward
+                0.9_f64.powi(k as i32) * step.reward
             })
             .sum();
-        let actual = plan_return(&mut *model, &state, plan.chunks(1), gamma, &mut rng).unwrap();
-        assert!((actual - expected).abs() < 1e-9, "{elapsed}: {actual} is not {expected}");
+        let actual = cem.plan_return(&state, &plan, &mut rng).unwrap();
+        assert_abs_diff_eq!(actual, expected, epsilon = 1e-9);
+    }
+}
+
+#[test]
+fn a_plan_ends_with_the_episode() {
+    // Episodes of three steps (terminated), of four (truncated), of one, of two (both at once).
+    let actions = Space::uniform(1, -1.0, 1.0);
+    let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
+    let mut cem = Cem::new(Box::new(model), &args(&["--horizon=5"])).unwrap();
+    for (episode, length) in [(0, 3), (1, 4), (2, 1), (3, 2)] {
+        let total = cem.plan_return(&State(vec![f64::from(episode), 0.0]), &[0.0; 5], &mut rng(1, 0));
+        let expected: i32 = (0..length).map(|t| 10 * episode + t + 1).sum();
+        assert_eq!(total.unwrap(), f64::from(expected));
     }
 }
 
 #[test]
 fn the_next_plan_begins_with_the_rest_of_this_one() {
-    let cold = args(&["--horizon", "3", "--warm-start", "false"]);
-    let warm = args(&["--horizon", "3"]);
-    for (args, expected) in [(&warm, [0.2, 0.3, 0.3]), (&cold, [0.0; 3])] {
-        let mut planner = Planner::new(point(), args).unwrap();
-        planner.mean = vec![0.1, 0.2, 0.3];
-        planner.std = vec![0.01; 3];
-        planner.begin();
-        assert_eq!(planner.mean, expected);
-        assert_eq!(planner.std, [0.5; 3]);
+    for (flag, expected) in [("true", [0.2, 0.3, 0.3]), ("false", [0.0; 3])] {
+        let mut cem = Cem::new(point(), &args(&["--horizon=3", "--warm-start", flag])).unwrap();
+        cem.mean = vec![0.1, 0.2, 0.3];
+        cem.std = vec![0.01; 3];
+        cem.begin();
+        assert_eq!(cem.mean, expected);
+        assert_eq!(cem.std, [0.5; 3]);
     }
+    // Two actions in a step, of different ranges.
+    let actions = Space::Box { shape: vec![2], low: vec![-1.0, 0.0], high: vec![1.0, 8.0] };
+    let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
+    let mut cem = Cem::new(Box::new(model), &args(&["--horizon=2"])).unwrap();
+    assert_eq!(cem.mean, [0.0, 4.0, 0.0, 4.0]);
+    cem.mean = vec![0.1, 1.0, 0.2, 2.0];
+    cem.begin();
+    assert_eq!((&cem.mean[..], &cem.std[..]), (&[0.2, 2.0, 0.2, 2.0][..], &[0.5, 2.0, 0.5, 2.0][..]));
+}
+
+#[test]
+fn equal_plans_are_ranked_by_their_order() {
+    let cem = Cem::new(point(), &args(&["--elites=3"])).unwrap();
+    assert_eq!(cem.elites(&[1.0, 3.0, 2.0, 3.0, 2.0]), [1, 3, 2]);
+}
+
+#[test]
+fn an_episode_without_end_is_cut() {
+    let flags = ["--horizon=1", "--population=2", "--elites=1", "--iterations=1"];
+    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
+    let mut envs = VecEnv::new(vec![point()], 1).unwrap();
+    let mut steps = 0;
+    let watch = |_: &VecEnv| {
+        steps += 1;
+        Ok(())
+    };
+    let total = play(&mut cem, &mut envs, &mut rng(1, 0), watch).unwrap();
+    assert_eq!(steps, MAX_EPISODE_STEPS);
+    assert_eq!(total, envs.running_returns()[0]);
+    assert!(total < 0.0);
+}
+
+/// What the defaults do, over an episode's end.
+#[test]
+fn pinned_run() {
+    let flags = ["--total-timesteps=210", "--eval-episodes=2", "--population=32", "--elites=4"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
+}
+
+/// What the defaults leave out: plans from nothing each time, of discounted rewards.
+#[test]
+fn pinned_run_of_the_other_flags() {
+    let flags = [
+        "--total-timesteps=30",
+        "--eval-episodes=1",
+        "--horizon=8",
+        "--iterations=2",
+        "--smoothing=0.5",
+        "--gamma=0.9",
+        "--warm-start=false",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

@@ -8,10 +8,21 @@ fn plans_well() {
 }
 
 #[test]
-fn seed_and_nothing_else_decides_a_run() {
-    // Neither a second run nor evaluation on several threads changes a number.
-    let args = ["--total-timesteps", "250", "--eval-episodes", "5", "--seed", "7"];
-    regression::give_the_same_run(CEM, &args, &[&[], &[], &["--threads", "3"]]);
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(CEM, &["--total-timesteps", "250", "--eval-episodes", "3", "--seed", "7"]);
+}
+
+#[test]
+fn a_killed_run_resumes_exactly() {
+    regression::resumes(
+        CEM,
+        &["--total-timesteps", "2000", "--checkpoint-every", "100", "--eval-episodes", "1"],
+    );
+}
+
+#[test]
+fn evaluation_alone_plans_the_same_episodes() {
+    regression::evaluates_alike(CEM, &["--total-timesteps", "50", "--eval-episodes", "3"]);
 }
 
 #[test]

@@ -34,7 +34,7 @@
 //! mean of their ranks. Both members of a pair play the same episode, which takes its luck out of
 //! their difference. Actions are the best ones, undisturbed; there is no virtual batch normalisation.
 //! Where the environment has no time limit, an episode counts with what it earned in
-//! `MAX_EPISODE_STEPS`: a policy that walks in circles would otherwise stop the search.
+//! 27,000 steps (`MAX_EPISODE_STEPS`): a policy that walks in circles would otherwise stop the search.
 //!
 //! Run `cargo run -p es`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in about a second. The result is the same for any number of
@@ -53,7 +53,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::dist::{self, World};
-use common::envs::{Episode, VecEnv, invalid, persist::Persist, rng};
+use common::envs::{self, Episode, VecEnv, invalid, persist::Persist};
 use common::nn::{Adam, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use rand::RngExt;
@@ -180,7 +180,7 @@ impl Es {
     fn noise(&self, pair: usize) -> (Vec<f32>, u64) {
         // Easy to miss and fatal: with the same directions for ever, θ never leaves their span.
         let first_pair = self.generation * (self.args.population_size / 2) as u64;
-        let mut rng = rng(self.args.run.seed, FIRST_PAIR + first_pair + pair as u64);
+        let mut rng = envs::rng(self.args.run.seed, FIRST_PAIR + first_pair + pair as u64);
         let episode_seed = rng.random();
         let num_parameters = self.parameters.num_parameters();
         ((0..num_parameters).map(|_| StandardNormal.sample(&mut rng)).collect(), episode_seed)

@@ -3,7 +3,7 @@
 
 use super::*;
 use approx::assert_abs_diff_eq;
-use common::envs::{MAX_EPISODE_STEPS, Space};
+use common::envs::{MAX_EPISODE_STEPS, Space, rng};
 use regression::recorded::values;
 use regression::scripted::End;
 use regression::{Layers, Recording, SCRIPT, View, first_gradients, scripted};
