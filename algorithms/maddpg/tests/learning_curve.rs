@@ -17,6 +17,32 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    // Updates before every checkpoint and after it, so that averages and moments matter.
+    regression::resumes(
+        MADDPG,
+        &[
+            "--total-timesteps",
+            "16000",
+            "--learning-starts",
+            "200",
+            "--checkpoint-every",
+            "1000",
+            "--eval-episodes",
+            "3",
+        ],
+    );
+}
+
+#[test]
+fn a_saved_model_evaluates_alike() {
+    regression::evaluates_alike(
+        MADDPG,
+        &["--total-timesteps", "2000", "--learning-starts", "300", "--eval-episodes", "5", "--seed", "7"],
+    );
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(MADDPG, args, mentions);
     refuses(&["--env-id", "simple_spraed"], &["simple_spraed", "nearest first: simple_spread_v3, "]);
@@ -31,5 +57,6 @@ fn refuses_bad_input() {
     refuses(&["--gamma", "1.1"], &["'1.1'", "--gamma", "0 to 1"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--max-grad-norm", "0"], &["'0'", "--max-grad-norm", "above 0"]);
+    refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--logit-coef", "NaN"], &["'NaN'", "--logit-coef"]);
 }

@@ -7,9 +7,8 @@
 //!
 //! Where the transition probabilities are known, nothing needs to be tried: the Bellman equation
 //! says what a policy is worth, and repeating it as an assignment computes that. Acting greedily on
-//! those values gives a policy at least as good, and better wherever it is not yet optimal. The two
-//! steps, evaluation and improvement, chase each other until neither changes anything, and then
-//! both the values and the policy are optimal.
+//! those values gives a policy at least as good, and better unless it is optimal already. The two
+//! steps, evaluation and improvement, chase each other until neither changes anything.
 //!
 //! With the model `p(s',r|s,a)` and `V(s') = 0` where the episode terminated:
 //!
@@ -20,8 +19,14 @@
 //! π(s) ← argmax_a q(s,a)              for all s                  policy improvement
 //! ```
 //!
-//! It is the fixed point of both that is optimal: `V*(s) = max_a q*(s,a)`, Bellman's optimality
-//! equation, and `max_s |max_a q(s,a) − V(s)|` measures how far from it one is.
+//! What neither changes is optimal: `V*(s) = max_a q*(s,a)`, Bellman's optimality equation, and
+//! `max_s |max_a q(s,a) − V(s)|` measures how far from it one is. In numbers that holds up to an
+//! accuracy θ: it ends when a sweep has changed no value by θ and no action is better than the
+//! policy's by more than θ, and then
+//!
+//! ```text
+//! |V(s) − V*(s)| ≤ (1 + γ) θ / (1 − γ)        for all s; no such bound at γ = 1
+//! ```
 //!
 //! How many sweeps an evaluation takes is free, and that is generalised policy iteration:
 //!
@@ -40,17 +45,17 @@
 use anyhow::Result;
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{self, Episode, Outcome, TransitionModel, invalid};
+use common::envs::{self, Episode, TransitionModel, invalid};
 use common::run::Run;
 use serde::Serialize;
 use std::process::ExitCode;
 
 /// Policy iteration, value iteration and everything between, from the environment's own model
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("FrozenLake-v1")))]
 #[command(mut_arg("total_timesteps", |arg| {
-    arg.default_value("1000000").help("Sweeps through the states at most; fewer if the policy is optimal before")
+    arg.default_value("1000000").help("Sweeps through the states at most; fewer if it settles before")
 }))]
 #[command(mut_arg("checkpoint_every", |arg| {
     arg.help("Sweeps between checkpoints; 0 writes one only when the run is interrupted [default: every minute]")
@@ -62,7 +67,8 @@ struct Args {
     /// Discount, γ. With 1, a policy whose episodes never end may have no finite value
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
-    /// Accuracy, θ: an evaluation ends when a sweep changes no value by as much
+    /// Accuracy, θ: an evaluation ends when a sweep changes no value by as much, and an action gives
+    /// way only to one that is better by more
     #[arg(long, default_value_t = 1e-10, value_parser = cli::above_zero)]
     theta: f64,
     /// Sweeps in one evaluation at most: 0 for as many as --theta asks for, 1 for value iteration
@@ -70,154 +76,163 @@ struct Args {
     evaluation_sweeps: usize,
 }
 
-/// π(a|s) as a table.
-struct Policy {
-    probabilities: Vec<f64>, // [num_states, num_actions]
+/// The model, a policy and its values, and how the two chase each other.
+struct PolicyIteration {
+    model: TransitionModel, // p(s',r|s,a)
+    values: Vec<f64>,       // V(s), [num_states]
+    policy: Vec<f64>,       // π(a|s), [num_states, num_actions]
     num_actions: usize,
+    args: Args,
 }
 
-impl Policy {
-    /// Every action equally likely. From most states this policy ends its episodes sooner or later,
-    /// so that it has finite values even without a discount; "always action 0" may go round in
-    /// circles for ever.
-    fn uniform(num_states: usize, num_actions: usize) -> Self {
-        Self { probabilities: vec![1.0 / num_actions as f64; num_states * num_actions], num_actions }
-    }
-
-    /// π(·|s), `[num_actions]`.
-    fn row(&self, state: usize) -> &[f64] {
-        &self.probabilities[state * self.num_actions..][..self.num_actions]
-    }
-
-    /// The action of a deterministic policy, if it is deterministic in `state`.
-    fn action(&self, state: usize) -> Option<usize> {
-        self.row(state).iter().position(|&probability| probability == 1.0)
-    }
-
-    /// Makes the policy take `action` in `state`.
-    fn set_action(&mut self, state: usize, action: usize) {
-        let row = &mut self.probabilities[state * self.num_actions..][..self.num_actions];
-        row.fill(0.0);
-        row[action] = 1.0;
-    }
-}
-
-/// q(s,a), from the possible results of action a in state s and V `[num_states]`.
-fn action_value(outcomes: &[Outcome], values: &[f64], gamma: f64) -> f64 {
-    let mut action_value = 0.0;
-    for outcome in outcomes {
-        // Easy to miss and fatal: no value lies beyond the end of an episode.
-        let next_value = if outcome.terminated { 0.0 } else { values[outcome.next_state] };
-        // q(s,a) = Σ_{s',r} p(s',r|s,a) [ r + γ V(s') ]
-        action_value += outcome.probability * (outcome.reward + gamma * next_value);
-    }
-    action_value
-}
-
-/// One sweep of policy evaluation over V `[num_states]`; returns the largest change of a value.
-///
-/// The new values take the old ones' place at once, so that later states of the same sweep profit
-/// from them: it converges to the same V as a sweep from a copy, usually sooner, and in half the
-/// memory (Sutton & Barto, section 4.1).
-fn evaluation_sweep(model: &TransitionModel, policy: &Policy, values: &mut [f64], gamma: f64) -> f64 {
-    let mut largest_change: f64 = 0.0;
-    for (state, actions) in model.outcomes.iter().enumerate() {
-        let mut value = 0.0;
-        for (outcomes, &probability) in actions.iter().zip(policy.row(state)) {
-            if probability > 0.0 {
-                // V(s) ← Σ_a π(a|s) q(s,a)
-                value += probability * action_value(outcomes, values, gamma);
-            }
-        }
-        largest_change = largest_change.max((value - values[state]).abs());
-        values[state] = value;
-    }
-    largest_change
-}
-
-/// What one improvement did.
+/// What one improvement found.
 struct Improvement {
-    /// States in which the policy is another now.
-    changes: usize,
-    /// Distance from Bellman's optimality equation, max_s |max_a q(s,a) − V(s)|.
-    bellman_residual: f64,
+    changes: usize,        // states in which the policy is another now
+    bellman_residual: f64, // distance from optimality, max_s |max_a q(s,a) − V(s)|
 }
 
-/// Makes the policy greedy on V `[num_states]`.
-///
-/// An action gives way only to one that is better by more than `theta`. Among actions that are
-/// equally good, rounding would otherwise choose another each time, and the policy would never be
-/// stable (Sutton & Barto, exercise 4.4).
-fn improve(
-    model: &TransitionModel,
-    policy: &mut Policy,
-    values: &[f64],
-    gamma: f64,
-    theta: f64,
-) -> Improvement {
-    let mut improvement = Improvement { changes: 0, bellman_residual: 0.0 };
-    for (state, actions) in model.outcomes.iter().enumerate() {
-        let current = policy.action(state);
-        let mut current_value = f64::NEG_INFINITY;
-        let (mut best, mut best_value) = (0, f64::NEG_INFINITY);
-        // π(s) ← argmax_a q(s,a)
-        for (action, outcomes) in actions.iter().enumerate() {
-            let value = action_value(outcomes, values, gamma);
-            if value > best_value {
-                (best, best_value) = (action, value);
-            }
-            if current == Some(action) {
-                current_value = value;
-            }
+impl PolicyIteration {
+    /// Begins with V = 0 and every action equally likely. From most states that policy ends its
+    /// episodes sooner or later, so that it has finite values even without a discount; "always
+    /// action 0" may go round in circles for ever.
+    fn new(model: &TransitionModel, args: &Args) -> Self {
+        let (num_states, num_actions) = (model.outcomes.len(), model.outcomes[0].len());
+        Self {
+            model: model.clone(),
+            values: vec![0.0; num_states],
+            policy: vec![1.0 / num_actions as f64; num_states * num_actions],
+            num_actions,
+            args: args.clone(),
         }
-        if best_value > current_value + theta {
-            policy.set_action(state, best);
-            improvement.changes += 1;
-        }
-        improvement.bellman_residual = improvement.bellman_residual.max((best_value - values[state]).abs());
     }
-    improvement
-}
 
-/// The exact expectation of an episode's undiscounted return and of its length, for `policy` and
-/// episodes cut off after `max_steps`: what the mean over infinitely many episodes would be.
-///
-/// It pushes the distribution of the state through the model, d₀ being that of the first state:
-///
-/// ```text
-/// d_{t+1}(s') = Σ_s d_t(s) Σ_a π(a|s) p(s', not terminated | s,a)
-/// ```
-fn expected_episode(model: &TransitionModel, policy: &Policy, max_steps: u32) -> (f64, f64) {
-    let mut distribution = model.initial.clone(); // d_t, [num_states]
-    let mut next_distribution = vec![0.0; distribution.len()];
-    let (mut expected_return, mut expected_length) = (0.0, 0.0);
-    for _ in 0..max_steps {
-        let running: f64 = distribution.iter().sum(); // probability that the episode still goes on
-        if running < 1e-12 {
-            break;
+    /// π(a|s).
+    fn probability(&self, state: usize, action: usize) -> f64 {
+        self.policy[state * self.num_actions + action]
+    }
+
+    /// The action that the policy always takes in `state`, if there is one.
+    fn action(&self, state: usize) -> Option<usize> {
+        (0..self.num_actions).find(|&action| self.probability(state, action) == 1.0)
+    }
+
+    /// Makes the policy always take `action` in `state`.
+    fn set_action(&mut self, state: usize, action: usize) {
+        let row = state * self.num_actions;
+        self.policy[row..row + self.num_actions].fill(0.0);
+        self.policy[row + action] = 1.0;
+    }
+
+    /// q(s,a).
+    fn action_value(&self, state: usize, action: usize) -> f64 {
+        let mut action_value = 0.0;
+        for outcome in &self.model.outcomes[state][action] {
+            // Easy to miss and fatal: no value lies beyond the end of an episode.
+            let next_value = if outcome.terminated { 0.0 } else { self.values[outcome.next_state] };
+            // q(s,a) = Σ_{s',r} p(s',r|s,a) [ r + γ V(s') ]
+            action_value += outcome.probability * (outcome.reward + self.args.gamma * next_value);
         }
-        expected_length += running;
-        for (state, actions) in model.outcomes.iter().enumerate() {
-            if distribution[state] == 0.0 {
-                continue;
-            }
-            for (outcomes, &action_probability) in actions.iter().zip(policy.row(state)) {
-                if action_probability == 0.0 {
-                    continue;
+        action_value
+    }
+
+    /// One sweep of policy evaluation. Returns the largest change of a value.
+    ///
+    /// A new value takes the old one's place at once, so that later states of the same sweep profit
+    /// from it: that converges to the same V as sweeps from a copy, usually sooner, and in half the
+    /// memory (Sutton & Barto, section 4.1).
+    fn sweep(&mut self) -> f64 {
+        let mut largest_change: f64 = 0.0;
+        for state in 0..self.values.len() {
+            // V(s) ← Σ_a π(a|s) q(s,a)
+            let mut value = 0.0;
+            for action in 0..self.num_actions {
+                let probability = self.probability(state, action);
+                if probability > 0.0 {
+                    value += probability * self.action_value(state, action);
                 }
-                for outcome in outcomes {
-                    let probability = distribution[state] * action_probability * outcome.probability;
-                    expected_return += probability * outcome.reward;
-                    if !outcome.terminated {
-                        next_distribution[outcome.next_state] += probability;
+            }
+            largest_change = largest_change.max((value - self.values[state]).abs());
+            self.values[state] = value;
+        }
+        largest_change
+    }
+
+    /// Policy evaluation: brings V towards the values of π in at most `max_sweeps` sweeps. Returns
+    /// how many there were, and whether V has settled.
+    fn evaluate(&mut self, max_sweeps: usize) -> (usize, bool) {
+        for sweeps in 1..=max_sweeps {
+            if self.sweep() < self.args.theta {
+                return (sweeps, true);
+            }
+        }
+        (max_sweeps, false)
+    }
+
+    /// Policy improvement: makes π greedy on V.
+    ///
+    /// An action gives way only to one that is better by more than θ. Among actions that are equally
+    /// good, rounding would otherwise choose another each time, and the policy would never be stable
+    /// (Sutton & Barto, exercise 4.4).
+    fn improve(&mut self) -> Improvement {
+        let mut improvement = Improvement { changes: 0, bellman_residual: 0.0 };
+        for state in 0..self.values.len() {
+            // π(s) ← argmax_a q(s,a)
+            let (mut best, mut best_value) = (0, f64::NEG_INFINITY);
+            for action in 0..self.num_actions {
+                let value = self.action_value(state, action);
+                if value > best_value {
+                    (best, best_value) = (action, value);
+                }
+            }
+            let current = self.action(state).map(|action| self.action_value(state, action));
+            if current.is_none_or(|current_value| best_value > current_value + self.args.theta) {
+                self.set_action(state, best);
+                improvement.changes += 1;
+            }
+            let residual = (best_value - self.values[state]).abs();
+            improvement.bellman_residual = improvement.bellman_residual.max(residual);
+        }
+        improvement
+    }
+
+    /// The exact expectation of an episode's undiscounted return and of its length, for episodes cut
+    /// off after `max_steps`: what the mean over infinitely many episodes of this policy would be.
+    ///
+    /// It pushes the distribution of the state through the model, d₀ being that of the first state:
+    ///
+    /// ```text
+    /// d_{t+1}(s') = Σ_s d_t(s) Σ_a π(a|s) p(s', not terminated | s,a)
+    /// ```
+    fn expected_episode(&self, max_steps: u32) -> (f64, f64) {
+        let mut distribution = self.model.initial.clone(); // d_t, [num_states]
+        let (mut expected_return, mut expected_length) = (0.0, 0.0);
+        for _ in 0..max_steps {
+            let running: f64 = distribution.iter().sum(); // probability that the episode still goes on
+            if running < 1e-12 {
+                break;
+            }
+            expected_length += running;
+            let mut next_distribution = vec![0.0; distribution.len()]; // d_{t+1}
+            for (state, actions) in self.model.outcomes.iter().enumerate() {
+                for (action, outcomes) in actions.iter().enumerate() {
+                    let both = distribution[state] * self.probability(state, action); // d_t(s) π(a|s)
+                    for outcome in outcomes {
+                        expected_return += both * outcome.probability * outcome.reward;
+                        if !outcome.terminated {
+                            next_distribution[outcome.next_state] += both * outcome.probability;
+                        }
                     }
                 }
             }
+            distribution = next_distribution;
         }
-        std::mem::swap(&mut distribution, &mut next_distribution);
-        next_distribution.fill(0.0);
+        (expected_return, expected_length)
     }
-    (expected_return, expected_length)
+
+    /// What an episode is worth at its start, Σ_s d₀(s) V(s).
+    fn value_start(&self) -> f64 {
+        self.model.initial.iter().zip(&self.values).map(|(probability, value)| probability * value).sum()
+    }
 }
 
 fn main() -> ExitCode {
@@ -228,75 +243,59 @@ fn train(args: Args) -> Result<()> {
     let env = envs::make(&args.run.env_id)?;
     let Some(model) = env.model() else {
         let has_model = |entry: &envs::Registration| (entry.make)().is_ok_and(|env| env.model().is_some());
-        let known: Vec<&str> = envs::toy_text::registered()
-            .iter()
-            .filter(|entry| has_model(entry))
-            .map(|entry| entry.id)
-            .collect();
+        let registered = envs::toy_text::registered();
+        let known = registered.iter().filter(|entry| has_model(entry)).map(|entry| entry.id);
         return invalid(format!(
             "--env-id {}: policy_iteration needs a transition model, this environment has none; those that do: {}",
             args.run.env_id,
-            known.join(", ")
+            known.collect::<Vec<_>>().join(", ")
         ));
     };
-    let (num_states, num_actions) = env.spec().discrete_to_discrete("policy_iteration")?;
     let max_episode_steps = env.spec().episode_limit();
+    let mut iteration = PolicyIteration::new(model, &args);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
-    let mut policy = Policy::uniform(num_states, num_actions);
-    let mut values = vec![0.0; num_states]; // V, [num_states]
-    let mut changes = num_states; // states in which the last improvement changed the policy
-    let mut optimal = false;
-
+    let mut changes = iteration.values.len(); // states in which the last improvement changed the policy
+    let mut stable = false; // neither V nor π moves any more
     let mut global_step = 0; // sweeps so far
-    while global_step < run.total_timesteps && !optimal {
+    while global_step < run.total_timesteps && !stable {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
-                ("policy", &mut policy.probabilities),
-                ("values", &mut values),
+                ("policy", &mut iteration.policy),
+                ("values", &mut iteration.values),
                 ("changes", &mut changes),
-                ("optimal", &mut optimal),
+                ("stable", &mut stable),
             ],
         )?;
 
         // Nothing is sampled here; the curve shows what episodes of this policy are worth on average.
         if changes > 0 {
-            let (episodic_return, length) = expected_episode(model, &policy, max_episode_steps);
+            let (episodic_return, length) = iteration.expected_episode(max_episode_steps);
             run.episodes(global_step, &[Episode { env: 0, episodic_return, length: length.round() as u32 }])?;
         }
 
-        // Evaluate: bring V towards the values of π.
-        let sweeps = if args.evaluation_sweeps == 0 { usize::MAX } else { args.evaluation_sweeps };
-        let mut settled = false;
-        for _ in 0..sweeps.min(run.total_timesteps - global_step) {
-            let largest_change = evaluation_sweep(model, &policy, &mut values, args.gamma);
-            global_step += 1;
-            settled = largest_change < args.theta;
-            if settled {
-                break;
-            }
-        }
-
-        // Improve: make π greedy on V. Once neither moves, both are optimal.
-        let improvement = improve(model, &mut policy, &values, args.gamma, args.theta);
+        let max_sweeps = if args.evaluation_sweeps == 0 { usize::MAX } else { args.evaluation_sweeps };
+        let (sweeps, settled) = iteration.evaluate(max_sweeps.min(run.total_timesteps - global_step));
+        global_step += sweeps;
+        let improvement = iteration.improve();
         changes = improvement.changes;
-        optimal = settled && changes == 0;
+        stable = settled && changes == 0;
 
-        let value_start: f64 = model.initial.iter().zip(&values).map(|(p, value)| p * value).sum();
-        run.log(global_step, "charts/value_start", value_start)?;
+        run.log(global_step, "charts/value_start", iteration.value_start())?;
         run.log(global_step, "charts/policy_changes", changes as f64)?;
         run.log(global_step, "losses/bellman_residual", improvement.bellman_residual)?;
     }
-    if !optimal && !run.eval_only() {
+    if !stable && !run.eval_only() {
         eprintln!(
-            "not optimal after {global_step} sweeps: allow more with --total-timesteps, or discount with --gamma below 1"
+            "not stable after {global_step} sweeps: allow more with --total-timesteps, or discount with --gamma below 1"
         );
     }
 
-    run.save_or_load_model(&mut [("values", &mut values as _), ("policy", &mut policy.probabilities as _)])?;
+    let PolicyIteration { values, policy, .. } = &mut iteration;
+    run.save_or_load_model(&mut [("values", values as _), ("policy", policy as _)])?;
     run.evaluate(|observations| {
-        Ok(observations.iter().map(|&state| policy.action(state as usize).unwrap_or(0) as u32).collect())
+        Ok(observations.iter().map(|&state| iteration.action(state as usize).unwrap_or(0) as u32).collect())
     })?;
     Ok(())
 }

@@ -13,6 +13,18 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    // A sweep, an improvement and a checkpoint in turn, some hundreds of times.
+    let args = ["--env-id", "FrozenLake8x8-v1", "--evaluation-sweeps", "1", "--checkpoint-every", "1"];
+    regression::resumes(POLICY_ITERATION, &[&args[..], &["--eval-episodes", "3"]].concat());
+}
+
+#[test]
+fn a_saved_model_evaluates_alike() {
+    regression::evaluates_alike(POLICY_ITERATION, &["--eval-episodes", "20", "--seed", "7"]);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(POLICY_ITERATION, args, mentions);
     let with_models = "FrozenLake-v1, FrozenLake-v1-deterministic, FrozenLake8x8-v1";

@@ -16,18 +16,22 @@
 //! Q-learning, for a step from state s by action a to s' with reward r:
 //!
 //! ```text
-//! δ = r + γ max_{a'} Q(s',a') − Q(s,a)              without the middle term if s' is terminal
+//! δ = r + γ (1 − terminated) max_{a'} Q(s',a') − Q(s,a)
 //! Q(s,a) ← Q(s,a) + α δ
 //! ```
 //!
 //! Double Q-learning (`--double`) acts on Q₁ + Q₂ and updates one of the two, by the toss of a coin:
 //!
 //! ```text
-//! δ = r + γ Q₂(s', argmax_{a'} Q₁(s',a')) − Q₁(s,a)     or the same with 1 and 2 exchanged
-//! Q₁(s,a) ← Q₁(s,a) + α δ
+//! δ = r + γ (1 − terminated) Q₂(s', argmax_{a'} Q₁(s',a')) − Q₁(s,a)
+//! Q₁(s,a) ← Q₁(s,a) + α δ                     or both lines with 1 and 2 exchanged
 //! ```
 //!
-//! Actions are ε-greedy: the best one, or with probability ε one drawn from all.
+//! Actions are ε-greedy: the best one, or with probability ε one drawn from all. An episode that a
+//! time limit merely truncates has not terminated: its last state still has a value.
+//!
+//! Deviations: α is constant, where the proof of convergence asks for one that falls to zero (the
+//! book's examples have it constant too); ε can fall during a run.
 //!
 //! Run `cargo run -p q_learning`: a greedy return of −13 on CliffWalking-v1, the shortest way along
 //! the cliff's edge, in less than a second; while it explores (ε = 0.1) it falls off now and then
@@ -45,14 +49,15 @@
 use anyhow::Result;
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, rng};
+use common::envs::{Rng, VecEnv, learner_rng};
 use common::run::Run;
 use rand::RngExt;
 use serde::Serialize;
+use std::ops::Range;
 use std::process::ExitCode;
 
 /// Q-learning and Double Q-learning, for environments with few states and actions
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("CliffWalking-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("20000")))]
@@ -85,124 +90,122 @@ struct Args {
     exploration_fraction: f64,
 }
 
-/// The index in `0..n` with the largest value, one drawn from the largest if there are several.
-///
-/// Easy to overlook: a new table is zero everywhere. Were the first of equal actions chosen, the
-/// agent would start by doing nothing but action 0, and without rewards on the way never leave it.
-fn random_argmax(n: usize, value: impl Fn(usize) -> f64, rng: &mut Rng) -> usize {
-    let (mut best, mut best_value, mut ties) = (0, f64::NEG_INFINITY, 0);
-    for index in 0..n {
-        let value = value(index);
-        if value > best_value {
-            (best, best_value, ties) = (index, value, 1);
-        } else if value == best_value {
-            // The k-th of equal ones takes over with probability 1/k: in the end all are as likely.
-            ties += 1;
-            if rng.random_range(0..ties) == 0 {
-                best = index;
-            }
-        }
-    }
-    best
-}
-
-/// One step of the environment.
+/// What one step of the environment showed.
 struct Transition {
-    state: usize,
-    action: usize,
-    reward: f64,
-    next_state: usize,
-    terminated: bool, // not set by a time limit: value lies beyond that
+    state: usize,      // s
+    action: usize,     // a
+    reward: f64,       // r
+    next_state: usize, // s', an episode's true last one at its end
+    terminated: bool,  // nothing lies beyond s'; false where a time limit merely truncates
 }
 
 impl Transition {
-    /// The step that `envs`, one environment, just took by `action` from `state`.
-    fn last(envs: &VecEnv, state: usize, action: usize) -> Self {
+    /// The step that `envs`, a single environment, has just made from `state` by `action`.
+    fn last(state: usize, action: usize, envs: &VecEnv) -> Self {
         Self {
             state,
             action,
             reward: f64::from(envs.rewards()[0]),
-            // Easy to miss and fatal: `observations` may be those of the next episode already.
+            // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
             next_state: envs.final_observations()[0] as usize,
             terminated: envs.terminated()[0],
         }
     }
 }
 
-/// Q, or with Double Q-learning Q₁ and Q₂.
-struct ActionValues {
-    values: Vec<f64>, // [num_tables, num_states, num_actions]
-    num_tables: usize,
-    num_states: usize,
-    num_actions: usize,
+/// The index of the largest value, any of them if there are several.
+///
+/// Easy to miss: a new table is zero everywhere. Were the first of equal actions chosen, the agent
+/// would begin by doing nothing but action 0, and without rewards on the way never leave it.
+fn argmax(values: &[f64], rng: &mut Rng) -> usize {
+    let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let best: Vec<usize> = (0..values.len()).filter(|&i| values[i] == max).collect();
+    best[rng.random_range(0..best.len())]
 }
 
-impl ActionValues {
-    fn new(num_states: usize, num_actions: usize, double: bool) -> Self {
-        let num_tables = if double { 2 } else { 1 };
-        Self { values: vec![0.0; num_tables * num_states * num_actions], num_tables, num_states, num_actions }
+/// The tables and how they learn.
+struct QLearning {
+    q1: Vec<f64>, // Q, or Q₁ of Double Q-learning, [num_states, num_actions]
+    q2: Vec<f64>, // Q₂ of Double Q-learning, otherwise 0 for ever, [num_states, num_actions]
+    num_actions: usize,
+    args: Args,
+}
+
+impl QLearning {
+    fn new(num_states: usize, num_actions: usize, args: &Args) -> Self {
+        let zeros = || vec![0.0; num_states * num_actions];
+        Self { q1: zeros(), q2: zeros(), num_actions, args: args.clone() }
     }
 
-    /// Q_table(s,·), `[num_actions]`.
-    fn row(&self, table: usize, state: usize) -> &[f64] {
-        &self.values[(table * self.num_states + state) * self.num_actions..][..self.num_actions]
+    /// Where Q(s,·) lies in a table, `num_actions` entries.
+    fn row(&self, state: usize) -> Range<usize> {
+        state * self.num_actions..(state + 1) * self.num_actions
     }
 
-    /// Q(s,a), or Q₁(s,a) + Q₂(s,a).
-    fn value(&self, state: usize, action: usize) -> f64 {
-        (0..self.num_tables).map(|table| self.row(table, state)[action]).sum()
+    /// Q(s,·), or Q₁(s,·) + Q₂(s,·), `[num_actions]`.
+    fn values(&self, state: usize) -> Vec<f64> {
+        self.row(state).map(|entry| self.q1[entry] + self.q2[entry]).collect()
     }
 
-    /// The ε-greedy action.
+    /// The best action, or with probability ε one drawn from all.
     fn act(&self, state: usize, epsilon: f64, rng: &mut Rng) -> usize {
         if rng.random::<f64>() < epsilon {
             rng.random_range(0..self.num_actions)
         } else {
-            random_argmax(self.num_actions, |action| self.value(state, action), rng)
+            argmax(&self.values(state), rng)
         }
     }
 
-    /// The best action, the first of equal ones: what the evaluation plays.
-    fn greedy(&self, state: usize) -> usize {
-        let is_better = |action, best| self.value(state, action) > self.value(state, best);
-        (0..self.num_actions).fold(0, |best, action| if is_better(action, best) { action } else { best })
-    }
-
-    /// r + γ Q_B(s', argmax_{a'} Q_A(s',a')), where table A is the `chooser` and B the `valuer`. If
-    /// they are the same table, that is Q-learning's r + γ max_{a'} Q(s',a').
-    fn td_target(&self, step: &Transition, gamma: f64, chooser: usize, valuer: usize, rng: &mut Rng) -> f64 {
-        // Easy to miss and fatal: nothing lies beyond a terminal state.
-        if step.terminated {
-            return step.reward;
+    /// The best action, the first of equal ones.
+    fn act_greedily(&self, state: usize) -> usize {
+        let values = self.values(state);
+        let mut best = 0;
+        for (action, &value) in values.iter().enumerate() {
+            if value > values[best] {
+                best = action;
+            }
         }
-        let choices = self.row(chooser, step.next_state);
-        let next_action = random_argmax(self.num_actions, |action| choices[action], rng);
-        // r + γ Q_B(s', argmax_{a'} Q_A(s',a'))
-        step.reward + gamma * self.row(valuer, step.next_state)[next_action]
+        best
     }
 
-    /// Learns from one step; returns δ.
-    fn update(&mut self, step: &Transition, learning_rate: f64, gamma: f64, rng: &mut Rng) -> f64 {
-        // Which of two tables learns is left to chance: each must see steps that the other does not,
-        // or their errors would be the same.
-        let (updated, valuer) = match self.num_tables {
-            1 => (0, 0),
-            _ if rng.random() => (0, 1),
-            _ => (1, 0),
-        };
-        let td_target = self.td_target(step, gamma, updated, valuer, rng);
-        let entry = (updated * self.num_states + step.state) * self.num_actions + step.action;
-        // δ = r + γ Q_B(s', argmax_{a'} Q_A(s',a')) − Q_A(s,a)
-        let td_error = td_target - self.values[entry];
-        // Q_A(s,a) ← Q_A(s,a) + α δ
-        self.values[entry] += learning_rate * td_error;
+    /// Q-learning from one step. Returns δ.
+    fn update(&mut self, step: &Transition) -> f64 {
+        let entry = step.state * self.num_actions + step.action; // of Q(s,a)
+        // max_{a'} Q(s',a'). Easy to miss and fatal: nothing lies beyond a terminal state.
+        let next_values = &self.q1[self.row(step.next_state)];
+        let max = next_values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        let next_value = if step.terminated { 0.0 } else { max };
+        // δ = r + γ (1 − terminated) max_{a'} Q(s',a') − Q(s,a)
+        let td_error = step.reward + self.args.gamma * next_value - self.q1[entry];
+        // Q(s,a) ← Q(s,a) + α δ
+        self.q1[entry] += self.args.learning_rate * td_error;
+        td_error
+    }
+
+    /// Double Q-learning from one step: Q₁ learns on `heads`, Q₂ on tails. Returns δ.
+    ///
+    /// The coin matters: each table must see steps that the other does not, or their errors would be
+    /// the same.
+    fn update_double(&mut self, step: &Transition, heads: bool, rng: &mut Rng) -> f64 {
+        let entry = step.state * self.num_actions + step.action; // of Q(s,a)
+        let next_row = self.row(step.next_state); // of Q(s',·)
+        // Below, Q₁ is the one that learns.
+        let (q1, q2) = if heads { (&mut self.q1, &self.q2) } else { (&mut self.q2, &self.q1) };
+        // Q₂(s', argmax_{a'} Q₁(s',a'))
+        let next_action = argmax(&q1[next_row.clone()], rng);
+        let next_value = if step.terminated { 0.0 } else { q2[next_row][next_action] };
+        // δ = r + γ (1 − terminated) Q₂(s', argmax_{a'} Q₁(s',a')) − Q₁(s,a)
+        let td_error = step.reward + self.args.gamma * next_value - q1[entry];
+        // Q₁(s,a) ← Q₁(s,a) + α δ
+        q1[entry] += self.args.learning_rate * td_error;
         td_error
     }
 }
 
-/// ε, which falls linearly from `start` to `end` over `duration` steps and then stays.
-fn epsilon(start: f64, end: f64, duration: f64, step: usize) -> f64 {
-    start + (end - start) * (step as f64 / duration.max(1.0)).min(1.0)
+/// ε after `step` steps: from `start` to `end` in a straight line over `duration` steps, then `end`.
+fn linear_schedule(start: f64, end: f64, duration: f64, step: usize) -> f64 {
+    let progress = (step as f64 / duration.max(1.0)).min(1.0);
+    start + (end - start) * progress
 }
 
 fn main() -> ExitCode {
@@ -212,49 +215,53 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (num_states, num_actions) = envs.spec().discrete_to_discrete("q_learning")?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut q_learning = QLearning::new(num_states, num_actions, &args);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let mut q = ActionValues::new(num_states, num_actions, args.double);
-    let exploration_duration = args.exploration_fraction * run.total_timesteps as f64;
     let total_episodes = args.total_episodes.unwrap_or(usize::MAX);
-
     let mut episodes = 0;
     let mut global_step = 0;
     while global_step < run.total_timesteps && episodes < total_episodes {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
-                ("action_values", &mut q.values),
+                ("q1", &mut q_learning.q1),
+                ("q2", &mut q_learning.q2),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("episodes", &mut episodes),
             ],
         )?;
 
-        // Act. A Discrete observation is its index.
-        let epsilon = epsilon(args.start_e, args.end_e, exploration_duration, global_step);
+        // Act ε-greedily. The observation of a state is its index.
+        let duration = args.exploration_fraction * run.total_timesteps as f64;
+        let epsilon = linear_schedule(args.start_e, args.end_e, duration, global_step);
         let state = envs.observations()[0] as usize;
-        let action = q.act(state, epsilon, &mut rng);
+        let action = q_learning.act(state, epsilon, &mut rng);
         envs.step(&[action as u32])?;
         global_step += 1;
         episodes += envs.episodes().len();
         run.episodes(global_step, envs.episodes())?;
 
-        // Learn.
-        let step = Transition::last(&envs, state, action);
-        let td_error = q.update(&step, args.learning_rate, args.gamma, &mut rng);
-
+        // Learn from the step, once.
+        let step = Transition::last(state, action, &envs);
+        let td_error = if args.double {
+            q_learning.update_double(&step, rng.random(), &mut rng)
+        } else {
+            q_learning.update(&step)
+        };
         if global_step.is_multiple_of(100) {
             run.log(global_step, "losses/td_loss", td_error.powi(2))?;
-            run.log(global_step, "losses/q_values", q.value(state, action))?;
+            run.log(global_step, "losses/q_values", q_learning.values(state)[action])?;
             run.log(global_step, "charts/epsilon", epsilon)?;
         }
     }
 
-    run.save_or_load_model(&mut q.values)?;
+    let QLearning { q1, q2, .. } = &mut q_learning;
+    run.save_or_load_model(&mut [("q1", q1 as _), ("q2", q2 as _)])?;
     run.evaluate(|observations| {
-        Ok(observations.iter().map(|&state| q.greedy(state as usize) as u32).collect())
+        Ok(observations.iter().map(|&state| q_learning.act_greedily(state as usize) as u32).collect())
     })?;
     Ok(())
 }

@@ -1,84 +1,120 @@
-//! Targets against the equations, and the maximisation bias against the literature.
+//! Updates against recordings and the book, what a step shows, and runs against their pins.
 
 use super::*;
+use common::envs::{Space, rng};
 use rand::seq::IndexedRandom;
+use regression::{Recording, SCRIPT, View, scripted};
 
-fn step(reward: f64, terminated: bool) -> Transition {
-    Transition { state: 0, action: 1, reward, next_state: 1, terminated }
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    let argv = ["q_learning"].iter().chain(flags).map(Into::into);
+    cli::parse_from(argv).unwrap()
+}
+
+/// Tables with the recording's hyper-parameters, and its fifty steps.
+fn recorded(recording: &Recording) -> (QLearning, Vec<Transition>) {
+    let flag = |flag: &str, name: &str| format!("--{flag}={}", recording.number(name));
+    let args = args(&[&flag("learning-rate", "learning_rate"), &flag("gamma", "gamma")]);
+    let [states, actions, next_states] =
+        ["states", "actions", "next_states"].map(|name| recording.integers(&format!("batch/{name}")));
+    let (rewards, terminated) = (recording.floats("batch/rewards"), recording.flags("batch/terminated"));
+    let step = |i: usize| Transition {
+        state: states[i] as usize,
+        action: actions[i] as usize,
+        reward: rewards[i].into(),
+        next_state: next_states[i] as usize,
+        terminated: terminated[i],
+    };
+    (QLearning::new(6, 3, &args), (0..states.len()).map(step).collect())
+}
+
+fn table(recording: &Recording, name: &str) -> Vec<f64> {
+    recording.floats(name).into_iter().map(f64::from).collect()
 }
 
 #[test]
-fn targets_are_the_equations() {
-    let mut q = ActionValues::new(2, 3, true);
-    // Q₁(0,·), Q₁(1,·), Q₂(0,·), Q₂(1,·)
-    q.values = vec![0.0, 0.0, 0.0, 1.0, 5.0, 2.0, 0.0, 0.0, 0.0, 7.0, 3.0, 4.0];
-    let rng = &mut rng(1, 0);
-    // 2 + ½ max(1, 5, 2)
-    assert_eq!(q.td_target(&step(2.0, false), 0.5, 0, 0, rng), 4.5);
-    // Table 1 chooses action 1, table 2 says 3; the other way round action 0 and 1.
-    assert_eq!(q.td_target(&step(2.0, false), 0.5, 0, 1, rng), 3.5);
-    assert_eq!(q.td_target(&step(2.0, false), 0.5, 1, 0, rng), 2.5);
-    for (chooser, valuer) in [(0, 0), (0, 1), (1, 0)] {
-        assert_eq!(q.td_target(&step(2.0, true), 0.5, chooser, valuer, rng), 2.0);
+fn recorded_update_of_q_learning() {
+    let mut recording = Recording::open("q_learning");
+    let (mut q, steps) = recorded(&recording);
+    q.q1 = table(&recording, "parameters/q/table.weight");
+    let (mut targets, mut td_errors, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    for step in &steps {
+        let before = q.q1[step.state * 3 + step.action];
+        let td_error = q.update(step);
+        targets.push(before + td_error);
+        td_errors.push(td_error);
+        tables.push(q.q1.clone());
     }
-    // Acting is by the sum, (8, 8 , 6) with the first of equal ones in the evaluation.
-    assert_eq!(q.greedy(1), 0);
-    q.values[10] = 3.5;
-    assert_eq!((q.greedy(1), q.act(1, 0.0, rng)), (1, 1));
+    recording.close("expected/targets", &targets);
+    recording.close("expected/td_errors", &td_errors);
+    recording.close("expected/values_over_updates", &tables);
+    recording.close("expected/parameters/q/table.weight", &q.q1);
+    recording.finish();
+    assert!(q.q2.iter().all(|&value| value == 0.0));
 }
 
 #[test]
-fn a_time_limit_is_no_terminal_state() {
-    // Taxi is cut off after 200 steps; driving south, it stands at the wall by then.
-    let mut envs = VecEnv::make("Taxi-v4", 1, 1).unwrap();
-    for _ in 0..199 {
-        envs.step(&[0]).unwrap();
+fn recorded_update_of_double_q_learning() {
+    let mut recording = Recording::open("q_learning__double");
+    let (mut q, steps) = recorded(&recording);
+    q.q1 = table(&recording, "parameters/q_a/table.weight");
+    q.q2 = table(&recording, "parameters/q_b/table.weight");
+    let heads = recording.flags("batch/updates_a");
+    let (mut targets, mut td_errors, mut tables) = (Vec::new(), Vec::new(), Vec::new());
+    for (step, heads) in steps.iter().zip(heads) {
+        let before = if heads { &q.q1 } else { &q.q2 }[step.state * 3 + step.action];
+        let td_error = q.update_double(step, heads, &mut rng(1, 0));
+        targets.push(before + td_error);
+        td_errors.push(td_error);
+        tables.push([q.q1.clone(), q.q2.clone()]);
     }
-    let state = envs.observations()[0] as usize;
-    envs.step(&[0]).unwrap();
-    assert!(envs.truncated()[0]);
-    assert_ne!(envs.observations()[0] as usize, state);
-    let step = Transition::last(&envs, state, 0);
-    assert_eq!((step.next_state, step.terminated, step.reward), (state, false, -1.0));
-    // The goal, right at the end of the cliff, is one.
-    let mut envs = VecEnv::make("CliffWalking-v1", 1, 1).unwrap();
-    let way = [&[0][..], &[1; 11], &[2]].concat();
-    way.iter().for_each(|&action| envs.step(&[action]).unwrap());
-    let step = Transition::last(&envs, 35, 2);
-    assert_eq!((step.next_state, step.terminated, step.reward), (47, true, -1.0));
+    recording.close("expected/targets", &targets);
+    recording.close("expected/td_errors", &td_errors);
+    recording.close("expected/values_over_updates", &tables);
+    recording.close("expected/parameters/q_a/table.weight", &q.q1);
+    recording.close("expected/parameters/q_b/table.weight", &q.q2);
+    recording.finish();
 }
 
 #[test]
-fn an_update_moves_one_entry_of_one_table_by_alpha_delta() {
-    let rng = &mut rng(1, 0);
-    let mut q = ActionValues::new(2, 2, false);
-    q.values = vec![0.0, 10.0, 4.0, 6.0];
-    // δ = 1 + 0.9 · 6 − 10
-    assert!((q.update(&step(1.0, false), 0.25, 0.9, rng) + 3.6).abs() < 1e-12);
-    assert!((q.values[1] - 9.1).abs() < 1e-12);
-    assert_eq!([q.values[0], q.values[2], q.values[3]], [0.0, 4.0, 6.0]);
-
-    // Double Q-learning: Q₁'s target is 1 + Q₂ = 9, Q₂'s is 1 + Q₁ = 5.
-    let mut updates = [0, 0];
-    for _ in 0..1000 {
-        let mut q = ActionValues::new(2, 1, true);
-        q.values = vec![0.0, 4.0, 0.0, 8.0];
-        q.update(&Transition { action: 0, ..step(1.0, false) }, 1.0, 1.0, rng);
-        match q.values[..] {
-            [9.0, 4.0, 0.0, 8.0] => updates[0] += 1,
-            [0.0, 4.0, 5.0, 8.0] => updates[1] += 1,
-            _ => panic!("{:?}", q.values),
-        }
+fn a_transition_is_what_happened() {
+    let (mut envs, log) = scripted(1, View::State, Space::Discrete { n: 3 }, SCRIPT);
+    let mut rng = learner_rng(1);
+    let q = QLearning::new(1000, 3, &args(&[]));
+    for _ in 0..20 {
+        let state = envs.observations()[0] as usize;
+        let action = q.act(state, 0.5, &mut rng);
+        envs.step(&[action as u32]).unwrap();
+        let step = Transition::last(state, action, &envs);
+        let happened = log.of(0).pop().unwrap();
+        assert_eq!(step.state as f32, happened.observation[0]);
+        assert_eq!(step.action as f32, happened.action[0]);
+        assert_eq!(step.reward, f64::from(happened.reward));
+        assert_eq!(step.next_state as f32, happened.next_observation[0]);
+        assert_eq!(step.terminated, happened.terminated);
     }
-    // A fair coin: five standard deviations (15.8) around 500.
-    assert!((421..=579).contains(&updates[0]), "{updates:?}");
+    let ends: Vec<_> = log.of(0).iter().map(|t| (t.terminated, t.truncated)).collect();
+    assert!([(true, false), (false, true), (true, true)].iter().all(|end| ends.contains(end)));
+}
+
+#[test]
+fn actions_are_chosen_by_the_sum_of_both_tables() {
+    let mut q = QLearning::new(2, 3, &args(&[]));
+    (q.q1, q.q2) = (vec![0.0, 0.0, 0.0, 1.0, 5.0, 2.0], vec![9.0, 0.0, 0.0, 7.0, 3.5, 4.0]);
+    assert_eq!(q.values(1), [8.0, 8.5, 6.0]);
+    assert_eq!((q.act_greedily(1), q.act(1, 0.0, &mut rng(1, 0))), (1, 1));
+    // The first of equal ones, so that an evaluation is reproducible.
+    q.q2[4] = 3.0;
+    assert_eq!((q.act_greedily(0), q.act_greedily(1)), (0, 0));
+    q.q1[5] = 4.5;
+    assert_eq!(q.act_greedily(1), 2);
 }
 
 #[test]
 fn equal_actions_are_equally_likely_and_exploration_is_uniform() {
     let rng = &mut rng(1, 0);
-    let mut q = ActionValues::new(1, 4, false);
-    q.values = vec![2.0, 1.0, 2.0, 2.0];
+    let mut q = QLearning::new(1, 4, &args(&[]));
+    q.q1 = vec![2.0, 1.0, 2.0, 2.0];
     let mut counts = |epsilon: f64| {
         let mut counts = [0; 4];
         (0..12_000).for_each(|_| counts[q.act(0, epsilon, rng)] += 1);
@@ -95,9 +131,27 @@ fn equal_actions_are_equally_likely_and_exploration_is_uniform() {
 }
 
 #[test]
+fn equally_good_next_actions_are_valued_alike() {
+    // Q₁ has two best actions in s', to which Q₂ gives 1 and 3: either may be the choice.
+    let step = Transition { state: 0, action: 0, reward: 0.0, next_state: 1, terminated: false };
+    let mut seen = [0, 0];
+    for seed in 0..1000 {
+        let mut q = QLearning::new(2, 2, &args(&["--learning-rate=1", "--gamma=1"]));
+        q.q2 = vec![0.0, 0.0, 1.0, 3.0];
+        match q.update_double(&step, true, &mut rng(seed, 0)) {
+            1.0 => seen[0] += 1,
+            3.0 => seen[1] += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!((421..=579).contains(&seen[0]), "{seen:?}"); // five standard deviations
+}
+
+#[test]
 fn exploration_falls_and_stays() {
-    let epsilon = |step| epsilon(1.0, 0.2, 100.0, step);
+    let epsilon = |step| linear_schedule(1.0, 0.2, 100.0, step);
     assert_eq!([0, 50, 100, 1000].map(epsilon), [1.0, 0.6, 0.2, 0.2].map(|e: f64| 1.0 + (e - 1.0)));
+    assert_eq!(linear_schedule(1.0, 0.2, 0.0, 1), 1.0 + (0.2 - 1.0));
 }
 
 /// Example 6.7: from A, right ends the episode with 0 and left leads to B, whose ten actions all end
@@ -110,33 +164,31 @@ fn fraction_left(double: bool, runs: usize) -> Vec<f64> {
     const B: usize = 1;
     const LEFT: usize = 0;
     const RIGHT: usize = 1;
-    let (learning_rate, epsilon, gamma) = (0.1, 0.1, 1.0);
+    let epsilon = 0.1;
     let rng = &mut rng(1, 0);
     let mut left = vec![0.0; 300];
     for _ in 0..runs {
-        let mut q = ActionValues::new(2, 10, double);
-        for table in 0..q.num_tables {
-            // A has two actions only.
-            q.values[20 * table + 2..20 * table + 10].fill(f64::NEG_INFINITY);
-        }
+        let mut q = QLearning::new(2, 10, &args(&["--learning-rate=0.1", "--gamma=1"]));
+        q.q1[2..10].fill(f64::NEG_INFINITY); // A has two actions only
+        q.q2[2..10].fill(f64::NEG_INFINITY);
+        let learn = |q: &mut QLearning, step: &Transition, rng: &mut Rng| match double {
+            true => q.update_double(step, rng.random(), rng),
+            false => q.update(step),
+        };
         for left in &mut left {
             let explores = rng.random::<f64>() < epsilon;
             let action = if explores { *[LEFT, RIGHT].choose(rng).unwrap() } else { q.act(A, 0.0, rng) };
             let ends = action == RIGHT;
             let step = Transition { state: A, action, reward: 0.0, next_state: B, terminated: ends };
-            q.update(&step, learning_rate, gamma, rng);
+            learn(&mut q, &step, rng);
             if ends {
                 continue;
             }
             *left += 1.0 / runs as f64;
             let action = q.act(B, epsilon, rng);
             let reward = -0.1 + standard_normal(rng);
-            q.update(
-                &Transition { state: B, action, reward, next_state: A, terminated: true },
-                learning_rate,
-                gamma,
-                rng,
-            );
+            let step = Transition { state: B, action, reward, next_state: A, terminated: true };
+            learn(&mut q, &step, rng);
         }
     }
     left
@@ -164,4 +216,27 @@ fn the_maximisation_bias_is_the_literatures_and_double_q_learning_has_less() {
             assert!((got - wanted).abs() < 0.02, "double {double}, episode {episode}: {got}, not {wanted}");
         }
     }
+}
+
+#[test]
+fn pinned_run() {
+    // Exploration that falls during half of the run, and a discount.
+    let args =
+        ["--total-timesteps=1500", "--start-e=0.5", "--end-e=0.05", "--gamma=0.9", "--eval-episodes=2"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "cliff_walking", &args, train);
+}
+
+#[test]
+fn pinned_run_of_double_q_learning() {
+    // It ends by its number of episodes. The lake's are short, and its goal is found.
+    let args = [
+        "--double",
+        "--env-id=FrozenLake-v1",
+        "--learning-rate=0.1",
+        "--total-timesteps=5000",
+        "--total-episodes=300",
+        "--start-e=1",
+        "--eval-episodes=2",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "frozen_lake_double", &args, train);
 }

@@ -15,6 +15,20 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_killed_run_resumes_exactly() {
+    let args = ["--total-timesteps", "200000", "--checkpoint-every", "10000", "--eval-episodes", "3"];
+    regression::resumes(Q_LEARNING, &args);
+    regression::resumes(Q_LEARNING, &[&args[..], &["--double", "--total-episodes", "4000"]].concat());
+}
+
+#[test]
+fn a_saved_model_evaluates_alike() {
+    let args = ["--env-id", "FrozenLake-v1", "--total-timesteps", "5000", "--start-e", "1", "--seed", "7"];
+    regression::evaluates_alike(Q_LEARNING, &args);
+    regression::evaluates_alike(Q_LEARNING, &[&args[..], &["--double"]].concat());
+}
+
+#[test]
 fn the_number_of_episodes_is_exact() {
     let dir = regression::learning::scratch();
     let run_dir = dir.path().join("run");
@@ -35,7 +49,10 @@ fn an_evaluation_that_would_never_end_is_cut_off() {
     let args = ["--run-dir", &*run_dir_text, "--total-timesteps", "1", "--eval-episodes", "2"];
     let (code, stdout, stderr) = regression::learning::run(Q_LEARNING, &args);
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stdout.ends_with("eval/episodic_return mean=-27000.00 std=0.00 episodes=2\n"), "{stdout}");
+    // 27,000 steps at −1, or at −100 if that one step has taught to walk into the cliff.
+    let ends = ["-27000.00", "-2700000.00"]
+        .map(|mean| format!("eval/episodic_return mean={mean} std=0.00 episodes=2\n"));
+    assert!(ends.iter().any(|end| stdout.ends_with(end)), "{stdout}");
 }
 
 #[test]
