@@ -1,251 +1,393 @@
-//! The formulas against naive versions, numerical integration and finite differences, and the
-//! signs of the losses.
+//! PPO's update against PyTorch's, its rollout and statistics against what happened, and runs against
+//! their pins.
 
 use super::*;
-use approx::{assert_abs_diff_eq, assert_relative_eq};
-use candle_core::{Device, Var};
-use rand::RngExt;
+use approx::assert_abs_diff_eq;
+use common::envs::rng;
+use regression::{Layers, Recording, SCRIPT, View, first_gradients, scripted};
 
-/// A tensor `[n, width]`.
-fn rows(values: &[f32], width: usize) -> Tensor {
-    Tensor::from_slice(values, ((), width), &Device::Cpu).unwrap()
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    cli::parse_from(["ppo_continuous"].iter().chain(flags).map(Into::into)).unwrap()
 }
 
-/// ln σ, `[action_dim]`.
-fn log_std(values: &[f32]) -> Tensor {
-    Tensor::new(values, &Device::Cpu).unwrap()
+/// Networks for observations of three numbers and actions of two in [-1, 1].
+fn learner(hidden_size: usize, flags: &[&str]) -> Ppo {
+    Ppo::new(3, hidden_size, &Space::uniform(2, -1.0, 1.0), &args(flags)).unwrap()
 }
 
-fn numbers(tensor: &Tensor) -> Vec<f32> {
-    tensor.flatten_all().unwrap().to_vec1().unwrap()
+const LAYERS: Layers = &[
+    ("actor.hidden1", &["actor/0"]),
+    ("actor.hidden2", &["actor/1"]),
+    ("actor.output", &["actor/2"]),
+    ("log_std", &["actor/log_std"]),
+    ("critic.hidden1", &["critic/0"]),
+    ("critic.hidden2", &["critic/1"]),
+    ("critic.output", &["critic/2"]),
+];
+
+/// A learner with the recorded parameters, and the recorded rollout with its advantages as a batch.
+fn recorded_learner(recording: &mut Recording) -> (Ppo, Batch) {
+    let number = |name: &str| recording.number(name).to_string();
+    let ppo = learner(
+        64,
+        &[
+            "--num-envs=4",
+            &format!("--gamma={}", number("gamma")),
+            &format!("--gae-lambda={}", number("lambda")),
+            &format!("--clip-coef={}", number("clip")),
+            &format!("--vf-coef={}", number("value_coefficient")),
+            &format!("--ent-coef={}", number("entropy_coefficient")),
+            &format!("--max-grad-norm={}", number("gradient_clip")),
+            &format!("--learning-rate={}", number("learning_rate")),
+        ],
+    );
+    assert_eq!(ppo.optimizer.eps, recording.number("adam_epsilon"));
+    recording.set(&ppo.parameters, LAYERS);
+    let rollout = Rollout {
+        observations: recording.floats("batch/observations"),
+        actions: recording.floats("batch/actions"),
+        log_probs: recording.floats("batch/log_probabilities"),
+        rewards: recording.floats("batch/rewards"),
+        next_observations: recording.floats("batch/next_observations"),
+        terminated: recording.flags("batch/terminated"),
+        truncated: recording.flags("batch/truncated"),
+    };
+    let values = recording.floats("batch/values");
+    let advantages = rollout.advantages(&values, &recording.floats("batch/next_values"), &ppo.args);
+    recording.close("expected/advantages", &advantages);
+    // The recorded values are not those of the recorded networks: put them into the batch.
+    let mut batch = ppo.batch(&rollout).unwrap();
+    batch.advantages = Tensor::from_vec(advantages, 48, &Device::Cpu).unwrap();
+    batch.returns = (&batch.advantages + Tensor::from_vec(values, 48, &Device::Cpu).unwrap()).unwrap();
+    recording.close("expected/returns", &batch.returns);
+    (ppo, batch)
 }
 
-/// The middles of `n` cells of [-8, 8], and their width.
-fn grid(n: usize) -> (Vec<f32>, f64) {
-    let width = 16.0 / n as f64;
-    ((0..n).map(|i| (-8.0 + (i as f64 + 0.5) * width) as f32).collect(), width)
+#[test]
+fn recorded_update_of_two_minibatches() {
+    let mut recording = Recording::open("ppo_continuous");
+    let (mut ppo, batch) = recorded_learner(&mut recording);
+    let indices = recording.integers("batch/minibatch_indices");
+    let minibatches = [0, 24].map(|start| batch.select(&indices[start..start + 24]).unwrap());
+    recording.close("expected/normalised_advantages", normalise(&minibatches[0].advantages).unwrap());
+    let mean = ppo.actor.forward(&minibatches[0].observations).unwrap();
+    let log_probs = ppo.log_prob(&mean, &minibatches[0].actions).unwrap();
+    recording.close("expected/log_probabilities", &log_probs);
+    recording.close("expected/ratios", (log_probs - &minibatches[0].log_probs).unwrap().exp().unwrap());
+    for (i, minibatch) in minibatches.iter().enumerate() {
+        let losses = ppo.update(minibatch).unwrap();
+        let folder = ["expected/loss", "expected/loss_second"][i];
+        recording.close(&format!("{folder}/policy"), losses.policy_loss);
+        recording.close(&format!("{folder}/value"), losses.value_loss);
+        recording.close(&format!("{folder}/entropy"), losses.entropy);
+        recording.close(&format!("{folder}/approximate_kl"), losses.approx_kl);
+        recording.close(&format!("{folder}/clip_fraction"), losses.clipfrac);
+        let step = ppo.optimizer.learning_rate;
+        if i == 0 {
+            // Recorded before they are clipped to the norm.
+            let norm = f64::from(recording.floats("expected/gradient_norm")[0]);
+            let scale = (norm / norm.min(recording.number("gradient_clip"))) as f32;
+            let mut gradients = first_gradients(&ppo.optimizer);
+            gradients.iter_mut().flatten().for_each(|gradient| *gradient *= scale);
+            recording.gradients("expected/gradients", &ppo.parameters, LAYERS, gradients);
+            recording.parameters("expected/parameters_after_first", &ppo.parameters, LAYERS, step);
+        } else {
+            recording.parameters_within("expected/parameters", &ppo.parameters, LAYERS, step, 4e-3);
+        }
+    }
+    recording.finish();
+}
+
+#[test]
+fn recorded_update_ten_times() {
+    let mut recording = Recording::open("ppo_continuous");
+    let (mut ppo, batch) = recorded_learner(&mut recording);
+    let indices = recording.integers("batch/minibatch_indices");
+    let minibatch = batch.select(&indices[..24]).unwrap();
+    let (vf_coef, ent_coef) = (ppo.args.vf_coef as f32, ppo.args.ent_coef as f32);
+    let losses: Vec<f32> = (0..10)
+        .map(|_| ppo.update(&minibatch).unwrap())
+        .map(|losses| losses.policy_loss + vf_coef * losses.value_loss - ent_coef * losses.entropy)
+        .collect();
+    recording.losses("expected/losses_over_updates", losses);
+    recording.finish();
+}
+
+/// The statistics of observations, and of rewards where an episode is truncated. At a termination the
+/// recording keeps γ G + r, but the file, like Gymnasium, drops G: the difference is computed.
+#[test]
+fn recorded_update_of_the_statistics() {
+    let mut recording = Recording::open("ppo_continuous__normalisation");
+    let gamma = recording.number("gamma");
+    let flags = ["--num-envs=1".to_string(), format!("--gamma={gamma}")];
+    let mut ppo = learner(8, &[&flags[0], &flags[1]]);
+    assert_eq!(f64::from(ppo.normalize_observation.clip), recording.number("clip"));
+    assert_eq!(ppo.normalize_observation.statistics.count, recording.number("count_at_start"));
+    let observations: Vec<f32> = recording
+        .floats("batch/observations")
+        .chunks(3)
+        .flat_map(|observation| {
+            ppo.normalize_observation.statistics.update(observation);
+            ppo.normalised(observation)
+        })
+        .collect();
+    recording.close("expected/observations", observations);
+    recording.close("expected/observation_mean", &ppo.normalize_observation.statistics.mean);
+    recording.close("expected/observation_variance", &ppo.normalize_observation.statistics.var);
+
+    let (rewards, ended) = (recording.floats("batch/rewards"), recording.flags("batch/ended"));
+    let normalised = |terminated: bool| {
+        let mut normalize = learner(8, &[&flags[0], &flags[1]]).normalize_reward;
+        let normalised = rewards.iter().zip(&ended).map(|(reward, &ended)| {
+            let mut normalised = [0.0];
+            let (terminated, truncated) = (ended && terminated, ended && !terminated);
+            normalize.normalize(&[*reward], &[terminated], &[truncated], &mut normalised);
+            normalised[0]
+        });
+        (normalised.collect::<Vec<f32>>(), normalize.statistics.var)
+    };
+    let (truncated, variance) = normalised(false);
+    recording.close("expected/rewards", truncated);
+    recording.close("expected/return_variance", variance);
+    // Mean and variance of all G so far, the initial 0 and 1 with a weight of 1e-4.
+    let (mut g, mut all, mut expected) = (0.0, Vec::new(), Vec::new());
+    for (&reward, &ended) in rewards.iter().zip(&ended) {
+        g = if ended { f64::from(reward) } else { gamma * g + f64::from(reward) };
+        all.push(g);
+        let count = all.len() as f64 + 1e-4;
+        let mean = all.iter().sum::<f64>() / count;
+        let squares = all.iter().map(|g| (g - mean).powi(2)).sum::<f64>() + 1e-4 * (1.0 + mean * mean);
+        expected.push((f64::from(reward) / (squares / count + 1e-8).sqrt()).clamp(-10.0, 10.0));
+        g = if ended { 0.0 } else { g };
+    }
+    recording.computed("rewards with terminations", normalised(true).0, expected, 1e-4, 1e-6);
+    recording.finish();
+}
+
+#[test]
+fn the_rollout_holds_what_happened_as_the_statistics_of_the_moment_normalise_it() {
+    let actions = Space::bounded(&[-0.5, -1.0], &[1.0, 0.25]);
+    let (mut envs, log) = scripted(3, View::Vector, actions.clone(), SCRIPT);
+    let mut ppo = Ppo::new(3, 8, &actions, &args(&["--num-envs=3"])).unwrap();
+    let (mut rollout, mut rng) = (Rollout::default(), rng(1, 0));
+    ppo.normalize_observation.statistics.update(envs.observations());
+    let mut seen = envs.observations().to_vec(); // all that the statistics are of
+    let mut expected_next = Vec::new();
+    for _ in 0..20 {
+        let observations = ppo.normalised(envs.observations());
+        let (actions, log_probs) = ppo.act(&observations, &mut rng).unwrap();
+        let mut clipped = actions.clone();
+        ppo.action_space.clip(&mut clipped);
+        envs.step(&clipped).unwrap();
+        ppo.store(&mut rollout, &observations, &actions, &log_probs, &envs);
+        seen.extend_from_slice(envs.observations());
+        // The true last observations are normalised, but are no part of the statistics.
+        for (i, x) in envs.final_observations().iter().enumerate() {
+            let column = || seen.iter().skip(i % 3).step_by(3).map(|&x| f64::from(x));
+            let mean = column().sum::<f64>() / column().count() as f64;
+            let variance = column().map(|x| (x - mean).powi(2)).sum::<f64>() / column().count() as f64;
+            expected_next.push((f64::from(*x) - mean) / (variance + 1e-8).sqrt());
+        }
+    }
+    let happened = log.transitions();
+    assert_eq!(rollout.rewards.len(), happened.len());
+    assert!(happened.iter().any(|t| t.terminated && !t.truncated));
+    assert!(happened.iter().any(|t| !t.terminated && t.truncated));
+    assert!(happened.iter().any(|t| t.terminated && t.truncated));
+    let mut beyond = 0;
+    for (i, t) in happened.iter().enumerate() {
+        assert_eq!((rollout.terminated[i], rollout.truncated[i]), (t.terminated, t.truncated), "{t:?}");
+        let next_observation = &rollout.next_observations[3 * i..3 * (i + 1)];
+        for (found, expected) in next_observation.iter().zip(&expected_next[3 * i..]) {
+            assert_abs_diff_eq!(f64::from(*found), expected.clamp(-10.0, 10.0), epsilon = 2e-3);
+        }
+        if i + 3 < happened.len() && !t.terminated && !t.truncated {
+            assert_eq!(next_observation, &rollout.observations[3 * (i + 3)..3 * (i + 4)], "{t:?}");
+        }
+        // The action is the one that was drawn, and so is its probability.
+        let action = &rollout.actions[2 * i..2 * (i + 1)];
+        let mut clipped = action.to_vec();
+        ppo.action_space.clip(&mut clipped);
+        assert_eq!(clipped, t.action, "{t:?}");
+        beyond += usize::from(clipped != action);
+        let observation = ppo.tensor(&rollout.observations[3 * i..3 * (i + 1)]).unwrap();
+        let mean = ppo.actor.forward(&observation).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        // σ = 1: ln π = Σ_j −½ (a_j − μ_j)² − ½ ln 2π
+        let squares: f32 = action.iter().zip(mean).map(|(a, mean)| (a - mean).powi(2)).sum();
+        assert_abs_diff_eq!(rollout.log_probs[i], -0.5 * squares - (2.0 * PI).ln() as f32, epsilon = 1e-5);
+    }
+    assert!(beyond > 20, "{beyond} actions were beyond their bounds");
+    // Rewards, by an instance of their own of what the recording holds.
+    let mut normalize = NormalizeReward::new(3, ppo.args.gamma);
+    let mut rewards = [0.0; 3];
+    for (t, step) in happened.chunks(3).enumerate() {
+        let of = |f: fn(&regression::scripted::Transition) -> bool| step.iter().map(f).collect::<Vec<_>>();
+        let raw: Vec<f32> = step.iter().map(|t| t.reward).collect();
+        normalize.normalize(&raw, &of(|t| t.terminated), &of(|t| t.truncated), &mut rewards);
+        assert_eq!(rollout.rewards[3 * t..3 * (t + 1)], rewards);
+    }
+
+    // What is learned from is the same, with the critic's own values.
+    let batch = ppo.batch(&rollout).unwrap();
+    let value = |observations: &[f32]| {
+        let values = ppo.critic.forward(&ppo.tensor(observations).unwrap()).unwrap();
+        values.flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let values = value(&rollout.observations);
+    let advantages = rollout.advantages(&values, &value(&rollout.next_observations), &ppo.args);
+    assert_eq!(batch.advantages.to_vec1::<f32>().unwrap(), advantages);
+    let returns: Vec<f32> = advantages.iter().zip(&values).map(|(a, v)| a + v).collect();
+    assert_eq!(batch.returns.to_vec1::<f32>().unwrap(), returns);
+    let flat = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(flat(&batch.observations), rollout.observations);
+    assert_eq!(flat(&batch.actions), rollout.actions);
+    assert_eq!(batch.actions.dims(), [60, 2]);
+    assert_eq!(flat(&batch.log_probs), rollout.log_probs);
+}
+
+#[test]
+fn advantages_with_lambda_1_are_returns_minus_values() {
+    // One environment: a truncation after two steps, a termination after one more, one step of a third.
+    let rollout = Rollout {
+        rewards: vec![1.0, 2.0, 4.0, 8.0],
+        terminated: vec![false, false, true, false],
+        truncated: vec![false, true, false, false],
+        ..Rollout::default()
+    };
+    let (values, next_values) = ([0.1, 0.2, 0.3, 0.4], [0.2, 10.0, 20.0, 30.0]);
+    let args = args(&["--num-envs=1", "--gamma=0.5", "--gae-lambda=1"]);
+    let advantages = rollout.advantages(&values, &next_values, &args);
+    let expected =
+        [1.0 + 0.5 * (2.0 + 0.5 * 10.0) - 0.1, 2.0 + 0.5 * 10.0 - 0.2, 4.0 - 0.3, 8.0 + 0.5 * 30.0 - 0.4];
+    for (advantage, expected) in advantages.iter().zip(expected) {
+        assert_abs_diff_eq!(*advantage, expected, epsilon = 1e-5);
+    }
+}
+
+/// Sets ln σ and leaves the means as they are.
+fn with_log_std(ppo: &Ppo, log_std: &[f32]) {
+    for (name, var) in ppo.parameters.named_vars() {
+        if name == "log_std" {
+            var.set(&Tensor::new(log_std, &Device::Cpu).unwrap()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn actions_are_drawn_with_the_mean_and_the_spread_and_evaluated_without() {
+    let ppo = learner(8, &[]);
+    with_log_std(&ppo, &[0.5_f32.ln(), 0.1_f32.ln()]);
+    let n = 20_000;
+    let observation = [0.3, -1.0, 2.0];
+    let mean = ppo.actor.forward(&ppo.tensor(&observation).unwrap()).unwrap();
+    let mean = mean.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (actions, _) = ppo.act(&observation.repeat(n), &mut rng(1, 0)).unwrap();
+    for (j, std) in [0.5, 0.1].into_iter().enumerate() {
+        let column = || actions[j..].iter().step_by(2).map(|&a| f64::from(a - mean[j]));
+        // Four standard errors.
+        assert_abs_diff_eq!(column().sum::<f64>() / n as f64, 0.0, epsilon = 4.0 * std / (n as f64).sqrt());
+        let spread = (column().map(|a| a * a).sum::<f64>() / n as f64).sqrt();
+        assert_abs_diff_eq!(spread, std, epsilon = 4.0 * std / (2.0 * n as f64).sqrt());
+    }
+    assert_eq!(ppo.act_greedily(&observation).unwrap(), mean);
+    // Bounds that the mean is beyond.
+    let actions = Space::bounded(&[0.5, -1.0], &[1.0, -0.5]);
+    let ppo = Ppo::new(3, 8, &actions, &args(&[])).unwrap();
+    assert_eq!(ppo.act_greedily(&observation).unwrap(), [0.5, -0.5]);
 }
 
 #[test]
 fn the_density_integrates_to_1_and_its_logarithm_to_minus_the_entropy() {
-    // One dimension.
-    let (actions, width) = grid(2000);
-    let log_std_1 = log_std(&[-0.3]);
-    let log_probs = log_prob(&rows(&vec![0.4; actions.len()], 1), &log_std_1, &rows(&actions, 1)).unwrap();
-    let integral = |f: &dyn Fn(f64) -> f64, log_probs: &Tensor, cell: f64| -> f64 {
-        numbers(log_probs).iter().map(|&l| f64::from(l)).map(|l| l.exp() * f(l) * cell).sum()
+    let mut ppo = learner(8, &[]);
+    with_log_std(&ppo, &[-0.3, 0.2]);
+    let cell = 0.08; // of 200 × 200 over [-8, 8]²
+    let axis = || (0..200).map(|i| -8.0 + (i as f32 + 0.5) * 0.08);
+    let actions: Vec<f32> = axis().flat_map(|x| axis().flat_map(move |y| [x, y])).collect();
+    let means = Tensor::from_vec([0.4_f32, -1.0].repeat(40_000), (40_000, 2), &Device::Cpu).unwrap();
+    let actions = Tensor::from_vec(actions, (40_000, 2), &Device::Cpu).unwrap();
+    let log_probs = ppo.log_prob(&means, &actions).unwrap().to_vec1::<f32>().unwrap();
+    let log_probs = || log_probs.iter().map(|&l| f64::from(l));
+    assert_abs_diff_eq!(log_probs().map(f64::exp).sum::<f64>() * cell * cell, 1.0, epsilon = 1e-4);
+    let entropy = -log_probs().map(|l| l * l.exp()).sum::<f64>() * cell * cell;
+    let x = Tensor::new(&[0.5_f32, 1.0], &Device::Cpu).unwrap();
+    let batch = Batch {
+        observations: Tensor::zeros((2, 3), DType::F32, &Device::Cpu).unwrap(),
+        actions: Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap(),
+        log_probs: x.clone(),
+        advantages: x.clone(),
+        returns: x,
     };
-    assert_abs_diff_eq!(integral(&|_| 1.0, &log_probs, width), 1.0, epsilon = 1e-5);
-    let h = f64::from(entropy(&log_std_1).unwrap().to_scalar::<f32>().unwrap());
-    assert_abs_diff_eq!(integral(&|l| -l, &log_probs, width), h, epsilon = 1e-5);
-
-    // Two dimensions of different means and spreads.
-    let (axis, width) = grid(200);
-    let actions: Vec<f32> = axis.iter().flat_map(|&x| axis.iter().flat_map(move |&y| [x, y])).collect();
-    let means = [0.4, -1.0].repeat(actions.len() / 2);
-    let log_std_2 = log_std(&[-0.3, 0.2]);
-    let log_probs = log_prob(&rows(&means, 2), &log_std_2, &rows(&actions, 2)).unwrap();
-    assert_abs_diff_eq!(integral(&|_| 1.0, &log_probs, width * width), 1.0, epsilon = 1e-5);
-    let h = f64::from(entropy(&log_std_2).unwrap().to_scalar::<f32>().unwrap());
-    assert_abs_diff_eq!(integral(&|l| -l, &log_probs, width * width), h, epsilon = 1e-5);
+    assert_abs_diff_eq!(f64::from(ppo.update(&batch).unwrap().entropy), entropy, epsilon = 1e-4);
 }
 
+/// The recording has no entropy bonus: a large one raises σ, whatever the advantages.
 #[test]
-fn log_probabilities_agree_with_the_closed_form_and_with_those_of_sampling() {
-    let (means, stds) = ([0.5_f32, -2.0, 3.0, 0.0], [0.5_f32, 2.0]);
-    let log_stds = stds.map(f32::ln);
-    let (actions, sampled) = sample(&means, &log_stds, &mut rng(3, 0));
-    let computed = log_prob(&rows(&means, 2), &log_std(&log_stds), &rows(&actions, 2)).unwrap();
-    assert_eq!(computed.dims(), [2, 1]);
-    for (row, log_prob) in numbers(&computed).into_iter().enumerate() {
-        // Π_d exp(−(a − μ)² / 2σ²) / √(2πσ²)
-        let density = |d: usize| {
-            let (a, mean, std) =
-                (f64::from(actions[2 * row + d]), f64::from(means[2 * row + d]), f64::from(stds[d]));
-            (-(a - mean).powi(2) / (2.0 * std * std)).exp() / (2.0 * PI * std * std).sqrt()
-        };
-        assert_abs_diff_eq!(f64::from(log_prob), (density(0) * density(1)).ln(), epsilon = 1e-5);
-        assert_abs_diff_eq!(log_prob, sampled[row], epsilon = 1e-5);
-    }
-}
-
-#[test]
-fn gradients_of_the_log_probability_agree_with_finite_differences() {
-    let (means, log_stds, actions) = ([0.3_f32, -0.5], [0.1_f32, -0.4], rows(&[1.0, -1.5], 2));
-    let value = |means: &[f32], log_stds: &[f32]| {
-        numbers(&log_prob(&rows(means, 2), &log_std(log_stds), &actions).unwrap())[0]
+fn the_entropy_is_a_bonus() {
+    let mut ppo = learner(8, &["--ent-coef=10"]);
+    let x = Tensor::new(&[0.5_f32, -1.0], &Device::Cpu).unwrap();
+    let batch = Batch {
+        observations: Tensor::ones((2, 3), DType::F32, &Device::Cpu).unwrap(),
+        actions: Tensor::zeros((2, 2), DType::F32, &Device::Cpu).unwrap(),
+        log_probs: x.clone(),
+        advantages: x.clone(),
+        returns: x,
     };
-    let means_var = Var::from_tensor(&rows(&means, 2)).unwrap();
-    let log_std_var = Var::from_tensor(&log_std(&log_stds)).unwrap();
-    let grads = log_prob(&means_var, &log_std_var, &actions).unwrap().backward().unwrap();
-    let grad = |var: &Var| numbers(grads.get(var).unwrap());
-    for d in 0..2 {
-        let difference = |f: &dyn Fn(f32) -> f32| (f(1e-2) - f(-1e-2)) / 2e-2;
-        let by_mean = difference(&|h| {
-            let mut moved = means;
-            moved[d] += h;
-            value(&moved, &log_stds)
-        });
-        let by_log_std = difference(&|h| {
-            let mut moved = log_stds;
-            moved[d] += h;
-            value(&means, &moved)
-        });
-        assert_abs_diff_eq!(grad(&means_var)[d], by_mean, epsilon = 2e-3);
-        assert_abs_diff_eq!(grad(&log_std_var)[d], by_log_std, epsilon = 2e-3);
-    }
+    ppo.update(&batch).unwrap();
+    assert!(ppo.log_std.to_vec1::<f32>().unwrap().iter().all(|log_std| *log_std > 0.0));
 }
 
 #[test]
-fn sampled_actions_have_the_mean_and_the_spread() {
-    let n = 20_000;
-    let (actions, _) = sample(&[1.0, -3.0].repeat(n), &[0.0, f32::ln(0.1)], &mut rng(1, 0));
-    for (d, (mean, std)) in [(1.0, 1.0), (-3.0, 0.1)].into_iter().enumerate() {
-        let column: Vec<f64> = actions[d..].iter().step_by(2).map(|&a| f64::from(a)).collect();
-        let found = column.iter().sum::<f64>() / n as f64;
-        let spread = (column.iter().map(|a| (a - found).powi(2)).sum::<f64>() / n as f64).sqrt();
-        assert_abs_diff_eq!(found, mean, epsilon = 4.0 * std / (n as f64).sqrt()); // four standard errors
-        assert_abs_diff_eq!(spread, std, epsilon = 4.0 * std / (2.0 * n as f64).sqrt());
-    }
+fn normalised_advantages_have_mean_0_and_deviation_1() {
+    let x = Tensor::new(&[1.0_f32, 2.0, 3.0, 10.0], &Device::Cpu).unwrap();
+    let x = normalise(&x).unwrap().to_vec1::<f32>().unwrap();
+    assert_abs_diff_eq!(x.iter().sum::<f32>(), 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(x.iter().map(|x| x * x).sum::<f32>() / 3.0, 1.0, epsilon = 1e-5);
+    let one = Tensor::new(&[3.0_f32], &Device::Cpu).unwrap();
+    assert_eq!(normalise(&one).unwrap().to_vec1::<f32>().unwrap(), [3.0]);
 }
 
 #[test]
-fn advantages_are_discounted_sums_of_td_errors() {
-    const GAMMA: f32 = 0.9;
-    const LAMBDA: f32 = 0.8;
-    // Two environments, five steps: environment 0 terminates at step 2, environment 1 is
-    // truncated at step 3.
-    let mut rng = rng(5, 0);
-    let mut draw = |n: usize| (0..n).map(|_| rng.random::<f32>()).collect::<Vec<_>>();
-    let mut rollout = Rollout { rewards: draw(10), values: draw(12), ..Rollout::default() };
-    rollout.final_values = vec![None; 10];
-    (rollout.final_values[4], rollout.final_values[7]) = (Some(0.0), Some(0.7));
-    let advantages = rollout.advantages(2, GAMMA, LAMBDA);
-    for env in 0..2 {
-        for step in 0..5 {
-            // Â_t = Σ_k (γλ)^k δ_{t+k}, up to the end of the episode
-            let (mut sum, mut weight) = (0.0, 1.0);
-            for t in (step..5).map(|s| s * 2 + env) {
-                let next_value = rollout.final_values[t].unwrap_or(rollout.values[t + 2]);
-                sum += weight * (rollout.rewards[t] + GAMMA * next_value - rollout.values[t]);
-                weight *= GAMMA * LAMBDA;
-                if rollout.final_values[t].is_some() {
-                    break;
-                }
-            }
-            assert_abs_diff_eq!(advantages[step * 2 + env], sum, epsilon = 1e-6);
-        }
-    }
-    // Environment 0 at step 2 terminates: its reward is all there is.
-    assert_abs_diff_eq!(advantages[4], rollout.rewards[4] - rollout.values[4], epsilon = 1e-6);
-    // At its last step the rollout is cut off, and bootstraps from the state after it.
-    let last = rollout.rewards[8] + GAMMA * rollout.values[10] - rollout.values[8];
-    assert_abs_diff_eq!(advantages[8], last, epsilon = 1e-6);
+fn explained_variance_does_not_count_a_constant_error() {
+    let of = |values: [f32; 4]| {
+        let returns = Tensor::new(&[1.0_f32, 2.0, 3.0, 4.0], &Device::Cpu).unwrap();
+        let advantages = (&returns - Tensor::new(&values, &Device::Cpu).unwrap()).unwrap();
+        let x = returns.clone();
+        let batch = Batch { observations: x.clone(), actions: x.clone(), log_probs: x, advantages, returns };
+        explained_variance(&batch).unwrap()
+    };
+    assert_abs_diff_eq!(of([6.0, 7.0, 8.0, 9.0]), 1.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(of([5.0; 4]), 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(of([1.0, 2.0, 3.0, 2.0]), 1.0 - 0.75 / 1.25, epsilon = 1e-6);
 }
 
-fn critic(observation_dim: usize) -> Mlp {
-    let parameters = VarMap::new(1);
-    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-    Mlp::new(observation_dim, 1, 1.0, vb).unwrap()
-}
-
-/// Steps `env_id` with `action` until an episode ends; returns what [`final_values`] gave in that
-/// step, V of the normalised final observations, and the environments.
-fn until_an_episode_ends(env_id: &str, action: fn(&[f32]) -> f32) -> (Vec<Option<f32>>, Vec<f32>, VecEnv) {
-    let mut envs = VecEnv::make(env_id, 2, 1).unwrap();
-    let dim = envs.observation_dim();
-    let critic = critic(dim);
-    let mut normalize = NormalizeObservation::new(dim);
-    let mut observations = vec![0.0; 2 * dim];
-    normalize.normalize(envs.observations(), &mut observations);
-    loop {
-        let actions: Vec<f32> = envs.observations().chunks(dim).map(action).collect();
-        envs.step(&actions).unwrap();
-        normalize.normalize(envs.observations(), &mut observations);
-        let before = normalize.clone();
-        let found = final_values(&critic, &envs, &normalize).unwrap();
-        assert_eq!(normalize, before, "the bootstrap must not change the statistics");
-        if envs.episodes().is_empty() {
-            assert_eq!(found, [None, None]);
-            continue;
-        }
-        let (mean, var) = (&normalize.statistics.mean, &normalize.statistics.var);
-        let normalised: Vec<f32> = envs
-            .final_observations()
-            .iter()
-            .enumerate()
-            .map(|(i, &x)| ((f64::from(x) - mean[i % dim]) / (var[i % dim] + 1e-8).sqrt()) as f32)
-            .collect();
-        return (found, critic.apply(&normalised).unwrap(), envs);
-    }
-}
-
+/// Everything that the defaults do, over four updates, with a step size that falls and actions beyond
+/// their bounds; the statistics are in the model.
 #[test]
-fn truncated_episodes_bootstrap_from_the_normalised_final_observation() {
-    let (found, last, envs) = until_an_episode_ends("Pendulum-v1", |_| 0.5);
-    assert_eq!((envs.truncated(), envs.terminated()), (&[true; 2][..], &[false; 2][..]));
-    for env in 0..2 {
-        assert_relative_eq!(found[env].unwrap(), last[env], max_relative = 1e-5);
-    }
+fn pinned_run() {
+    let flags = ["--total-timesteps=512", "--num-steps=128", "--num-minibatches=4", "--eval-episodes=2"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
 }
 
+/// What the defaults leave out: several environments, an entropy bonus, an early end of
+/// the epochs, raw advantages, a step size that stays.
 #[test]
-fn terminated_episodes_have_no_value_left() {
-    // Pushing along with the velocity takes the car up the hill.
-    let along = |observation: &[f32]| if observation[1] >= 0.0 { 1.0 } else { -1.0 };
-    let (found, _, envs) = until_an_episode_ends("MountainCarContinuous-v0", along);
-    assert!(envs.terminated().contains(&true) && !envs.truncated().contains(&true));
-    let expected: Vec<_> = envs.terminated().iter().map(|&terminated| terminated.then_some(0.0)).collect();
-    assert_eq!(found, expected);
-}
-
-#[test]
-fn the_surrogate_is_the_pessimistic_bound() {
-    for (ratio, advantage, expected) in [
-        (1.1, 2.0, 2.2),   // inside the range
-        (1.5, 2.0, 2.4),   // clipped at 1.2: no more to gain
-        (0.5, 2.0, 1.0),   // the bad direction is not clipped
-        (0.5, -2.0, -1.6), // clipped at 0.8
-        (1.5, -2.0, -3.0), // the bad direction is not clipped
-    ] {
-        let loss = policy_loss(&rows(&[f32::ln(ratio)], 1), &rows(&[advantage], 1), 0.2).unwrap();
-        assert_abs_diff_eq!(loss.to_scalar::<f32>().unwrap(), -expected, epsilon = 1e-5);
-    }
-}
-
-#[test]
-fn a_step_makes_good_actions_likelier_and_bad_ones_rarer() {
-    for advantage in [1.0, -1.0] {
-        let parameters = VarMap::new(1);
-        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
-        let actor = Mlp::new(3, 2, 0.01, vb.pp("actor")).unwrap();
-        let log_std = vb.get_with_hints(2, "log_std", Init::Const(0.0)).unwrap();
-        let (observation, action) = (rows(&[0.1, -0.2, 0.3], 3), rows(&[2.0, -0.1], 2));
-        let log_prob = || log_prob(&actor.forward(&observation).unwrap(), &log_std, &action).unwrap();
-        let before = log_prob().detach();
-        let loss = policy_loss(&(log_prob() - &before).unwrap(), &rows(&[advantage], 1), 0.2).unwrap();
-        Adam::new(&parameters, 1e-3).unwrap().backward_step(&loss).unwrap();
-        let change = numbers(&(log_prob() - before).unwrap())[0];
-        assert!(change * advantage > 0.0, "advantage {advantage}: ln π changed by {change}");
-
-        // σ grows where a good action lay beyond it (2 > σ), shrinks where it lay within (0.1 < σ).
-        let log_std_after = numbers(&log_std);
-        assert!(log_std_after[0] * advantage > 0.0 && log_std_after[1] * advantage < 0.0);
-    }
-}
-
-#[test]
-fn the_value_loss_is_half_the_mean_square() {
-    let loss = value_loss(&rows(&[1.0, -2.0], 1), &rows(&[0.0, 1.0], 1)).unwrap();
-    assert_abs_diff_eq!(loss.to_scalar::<f32>().unwrap(), 2.5, epsilon = 1e-6); // ½ (1 + 9) / 2
-}
-
-#[test]
-fn normalised_values_have_mean_0_and_deviation_1() {
-    let mut values = [1.0, 2.0, 3.0, 10.0];
-    normalise(&mut values);
-    let mean = values.iter().sum::<f32>() / 4.0;
-    let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f32>() / 3.0;
-    assert_abs_diff_eq!(mean, 0.0, epsilon = 1e-6);
-    assert_abs_diff_eq!(variance, 1.0, epsilon = 1e-5);
+fn pinned_run_of_the_other_flags() {
+    let flags = [
+        "--env-id=MountainCarContinuous-v0",
+        "--total-timesteps=384",
+        "--num-envs=3",
+        "--num-steps=32",
+        "--num-minibatches=2",
+        "--update-epochs=4",
+        "--target-kl=0.0005",
+        "--norm-adv=false",
+        "--anneal-lr=false",
+        "--ent-coef=0.05",
+        "--learning-rate=0.001",
+        "--gamma=0.95",
+        "--gae-lambda=0.8",
+        "--eval-episodes=2",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

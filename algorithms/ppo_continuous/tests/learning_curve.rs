@@ -14,6 +14,12 @@ fn the_same_seed_gives_the_same_run() {
     regression::is_deterministic(PPO_CONTINUOUS, &args);
 }
 
+/// The statistics that normalise observations are in the model.
+#[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(PPO_CONTINUOUS, &["--total-timesteps=8192", "--eval-episodes=3"]);
+}
+
 #[test]
 fn a_killed_run_resumes_exactly() {
     regression::resumes(

@@ -20,23 +20,25 @@
 //! The gradient of J(φ) is the deterministic policy gradient (Silver et al. 2014):
 //! `∇_φ J(φ) = −E[ ∇_a Q_θ1(s, a)|_{a = μ_φ(s)} ∇_φ μ_φ(s) ]`.
 //!
+//! Deviations from the paper: noise is in units of c, because the paper's actions all lie in [-1, 1];
+//! ã' is clipped to the bounds, as in its authors' code; both hidden layers have 256 units and a batch
+//! 256 transitions, as in CleanRL (the paper: 400 and 300 units, and 100 transitions).
+//!
 //! Run `cargo run -p td3`: about -150 on Pendulum-v1 after 30,000 steps in a minute (-152 is what
 //! the trained TD3 of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
-use candle_core::{DType, Device, Module, Tensor};
+use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, rng};
-use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, copy_parameters, join, linear, soft_update};
-use common::run::Run;
+use common::envs::{Rng, VecEnv, learner_rng};
+use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
-use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
 /// Twin delayed deep deterministic policy gradient
-#[derive(Parser, Serialize, Debug)]
+#[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("Pendulum-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("30000")))]
@@ -80,7 +82,6 @@ struct Args {
 }
 
 /// Two hidden layers of ReLU units.
-#[derive(Clone)]
 struct Mlp {
     hidden1: Linear, // [inputs] → [hidden_size]
     hidden2: Linear, // [hidden_size] → [hidden_size]
@@ -90,144 +91,248 @@ struct Mlp {
 impl Mlp {
     fn new(inputs: usize, hidden_size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
         Ok(Self {
-            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?.with_activation(Activation::Relu),
-            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?.with_activation(Activation::Relu),
+            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?,
+            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?,
             output: linear(hidden_size, outputs, vb.pp("output"))?,
         })
     }
 
     /// `[batch, inputs]` to `[batch, outputs]`.
-    fn forward(&self, inputs: &Tensor) -> Result<Tensor> {
-        let hidden = self.hidden2.forward(&self.hidden1.forward(inputs)?)?;
-        Ok(self.output.forward(&hidden)?)
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.hidden1.forward_relu(x)?;
+        let x = self.hidden2.forward_relu(&x)?;
+        Ok(self.output.forward(&x)?)
     }
 
-    /// The same network with its parameters held constant: it follows their updates and lets
-    /// gradients through to its inputs, but none are computed for the parameters.
-    fn detach(&self) -> Self {
+    /// The same network with its parameters held constant: gradients pass through it to its input.
+    fn held_constant(&self) -> Self {
         let Self { hidden1, hidden2, output } = self;
         Self { hidden1: hidden1.detach(), hidden2: hidden2.detach(), output: output.detach() }
     }
 }
 
 /// The policy μ_φ(s) = b + c tanh f_φ(s).
-#[derive(Clone)]
 struct Actor {
-    network: Mlp,   // f_φ, [observation_dim] → [action_dim]
-    middle: Tensor, // b of the actions' bounds b ± c, [1, action_dim]
-    scale: Tensor,  // c, [1, action_dim]
+    network: Mlp,         // f_φ, [observation_dim] → [action_dim]
+    action_bias: Tensor,  // b, the middle of the bounds b ± c, [1, action_dim]
+    action_scale: Tensor, // c, [1, action_dim]
 }
 
 impl Actor {
-    /// Actions b + c x for x in [-1, 1], `[batch, action_dim]`.
-    fn rescale(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(x.broadcast_mul(&self.scale)?.broadcast_add(&self.middle)?)
-    }
-
     /// μ_φ(s), `[batch, action_dim]`, of observations `[batch, observation_dim]`.
     fn forward(&self, observations: &Tensor) -> Result<Tensor> {
         self.rescale(&self.network.forward(observations)?.tanh()?)
     }
 
-    /// clip( μ_φ(s) + c ε, b − c, b + c ) with ε = clip( N(0, std²), −clip, clip ), shapes as above.
-    fn noisy(&self, observations: &Tensor, std: f64, clip: f64, rng: &mut Rng) -> Result<Tensor> {
-        let x = self.network.forward(observations)?.tanh()?;
-        let epsilon: Vec<f32> = clipped_noise(x.elem_count(), std, clip, rng);
-        let epsilon = Tensor::from_vec(epsilon, x.shape(), x.device())?;
-        self.rescale(&(x + epsilon)?.clamp(-1.0, 1.0)?)
+    /// clip( μ_φ(s) + c ε, b − c, b + c ), `[batch, action_dim]`, for ε of the same shape.
+    fn perturbed(&self, observations: &Tensor, epsilon: &Tensor) -> Result<Tensor> {
+        let x = (self.network.forward(observations)?.tanh()? + epsilon)?;
+        self.rescale(&x.clamp(-1.0, 1.0)?)
+    }
+
+    /// b + c x for x in [-1, 1], `[batch, action_dim]`.
+    fn rescale(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(x.broadcast_mul(&self.action_scale)?.broadcast_add(&self.action_bias)?)
     }
 }
 
-/// ε = clip( N(0, std²), −clip, clip ), `n` times.
-fn clipped_noise(n: usize, std: f64, clip: f64, rng: &mut Rng) -> Vec<f32> {
-    let normal = StandardNormal.sample_iter(rng).take(n);
-    normal.map(|z: f64| (std * z).clamp(-clip, clip) as f32).collect()
-}
-
-/// J(θ) = E[ (Q_θ(s, a) − y)² ], from tensors `[batch, 1]`.
-fn critic_loss(values: &Tensor, td_targets: &Tensor) -> Result<Tensor> {
-    Ok((values - td_targets)?.sqr()?.mean_all()?)
-}
-
-/// y = r + γ (1 − terminated) min_i Q_θ̄i(s', ã'), from the averaged critics' values of (s', ã');
-/// all `[batch, 1]`.
-fn td_targets(batch: &Batch, next_values: &[Tensor; 2], gamma: f64) -> Result<Tensor> {
-    // γ (1 − terminated): nothing lies beyond termination.
-    let discounts = batch.terminated.affine(-gamma, gamma)?;
-    Ok((&batch.rewards + discounts * next_values[0].minimum(&next_values[1])?)?)
-}
-
-/// J(φ) = −E[ Q_θ1(s, μ_φ(s)) ], from values `[batch, 1]`.
-fn actor_loss(values: &Tensor) -> Result<Tensor> {
-    Ok(values.mean_all()?.neg()?)
-}
-
 /// The last `capacity` transitions, the oldest overwritten first.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize, Deserialize, Default)]
 struct ReplayBuffer {
     capacity: usize,
-    observation_dim: usize,
-    action_dim: usize,
-    next_row: usize, // where the next transition goes
-    rows: Vec<f32>,  // s, a, s', r, terminated: [len, 2 observation_dim + action_dim + 2]
+    next_row: usize,             // where the next transition goes
+    observations: Vec<f32>,      // s, [len, observation_dim]
+    actions: Vec<f32>,           // a, [len, action_dim]
+    rewards: Vec<f32>,           // r, [len]
+    next_observations: Vec<f32>, // s', an episode's true last one at its end, [len, observation_dim]
+    terminated: Vec<f32>,        // 1 where nothing lies beyond s', 0 elsewhere, truncation included, [len]
 }
 
 /// Transitions drawn from the buffer.
 struct Batch {
     observations: Tensor,      // s, [batch, observation_dim]
-    inputs: Tensor,            // (s, a), [batch, observation_dim + action_dim]
-    next_observations: Tensor, // s', the true one also where an episode ended, [batch, observation_dim]
+    actions: Tensor,           // a, [batch, action_dim]
     rewards: Tensor,           // r, [batch, 1]
+    next_observations: Tensor, // s', [batch, observation_dim]
     terminated: Tensor,        // 1 or 0, [batch, 1]
 }
 
 impl ReplayBuffer {
-    fn width(&self) -> usize {
-        2 * self.observation_dim + self.action_dim + 2
-    }
-
-    /// Stores the step that `envs`, a single environment, has just made from `s` by `a`.
-    fn add(&mut self, s: &[f32], a: &[f32], envs: &VecEnv) {
-        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's,
-        // s' is the true last. It still has a value where a time limit merely cut the episode.
-        let next_s = envs.final_observations();
-        let reward_terminated = [envs.rewards()[0], f32::from(u8::from(envs.terminated()[0]))];
-        let row = [s, a, next_s, &reward_terminated].into_iter().flatten().copied();
-        let start = self.next_row * self.width();
-        let end = (start + self.width()).min(self.rows.len()); // the rows grow until they are full
-        self.rows.splice(start..end, row);
-        self.next_row = (self.next_row + 1) % self.capacity;
+    /// Stores the step that `envs`, a single environment, has just made.
+    fn store(&mut self, observation: &[f32], action: &[f32], envs: &VecEnv) {
+        let row = self.next_row;
+        write_row(&mut self.observations, row, observation);
+        write_row(&mut self.actions, row, action);
+        write_row(&mut self.rewards, row, envs.rewards());
+        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
+        write_row(&mut self.next_observations, row, envs.final_observations());
+        write_row(&mut self.terminated, row, &[f32::from(u8::from(envs.terminated()[0]))]);
+        self.next_row = (row + 1) % self.capacity;
     }
 
     /// `batch_size` transitions, uniformly and with replacement.
     fn sample(&self, batch_size: usize, rng: &mut Rng, device: &Device) -> Result<Batch> {
-        let width = self.width();
-        let mut rows = Vec::with_capacity(batch_size * width);
-        for _ in 0..batch_size {
-            let row = rng.random_range(0..self.rows.len() / width);
-            rows.extend_from_slice(&self.rows[row * width..][..width]);
-        }
-        let rows = Tensor::from_vec(rows, (batch_size, width), device)?;
-        let columns = |start, len| rows.narrow(1, start, len)?.contiguous();
-        let input_dim = self.observation_dim + self.action_dim;
+        let len = self.rewards.len();
+        let rows: Vec<usize> = (0..batch_size).map(|_| rng.random_range(0..len)).collect();
+        let gather = |column: &[f32]| {
+            let width = column.len() / len;
+            let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
+            Tensor::from_vec(values.copied().collect(), (batch_size, width), device)
+        };
         Ok(Batch {
-            observations: columns(0, self.observation_dim)?,
-            inputs: columns(0, input_dim)?,
-            next_observations: columns(input_dim, self.observation_dim)?,
-            rewards: columns(width - 2, 1)?,
-            terminated: columns(width - 1, 1)?,
+            observations: gather(&self.observations)?,
+            actions: gather(&self.actions)?,
+            rewards: gather(&self.rewards)?,
+            next_observations: gather(&self.next_observations)?,
+            terminated: gather(&self.terminated)?,
         })
     }
 }
 
-/// Runs `operation` for critic 0 and critic 1, side by side where `--threads` allows.
-fn for_both<T: Send>(operation: impl Fn(usize) -> Result<T> + Sync) -> Result<[T; 2]> {
-    let (first, second) = join(|| operation(0), || operation(1));
-    Ok([first?, second?])
+/// Writes `values` to a row of a column, which grows until it is full.
+fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
+    let start = row * values.len();
+    if start == column.len() {
+        column.extend_from_slice(values);
+    } else {
+        column[start..start + values.len()].copy_from_slice(values);
+    }
 }
 
-#[cfg(test)]
-mod tests;
+/// Actor, twin critics, the averages of all three, and how they learn.
+struct Td3 {
+    actor: Actor,                     // μ_φ
+    target_actor: Actor,              // μ_φ̄
+    critics: [Mlp; 2],                // Q_θ1, Q_θ2: [observation_dim + action_dim] → [1]
+    target_critics: [Mlp; 2],         // Q_θ̄1, Q_θ̄2
+    actor_parameters: VarMap,         // φ
+    target_actor_parameters: VarMap,  // φ̄
+    critic_parameters: VarMap,        // θ1, θ2
+    target_critic_parameters: VarMap, // θ̄1, θ̄2
+    actor_optimizer: Adam,
+    critic_optimizer: Adam,
+    observation_dim: usize,
+    action_dim: usize,
+    args: Args,
+    device: Device,
+}
+
+impl Td3 {
+    fn new(observation_dim: usize, bounds: (&[f32], &[f32]), args: &Args, rng: &mut Rng) -> Result<Self> {
+        let (device, hidden_size) = (args.run.device()?, args.hidden_size);
+        let ((action_bias, action_scale), action_dim) = (bounds, bounds.0.len());
+        let new_actor = |parameters: &VarMap| -> Result<Actor> {
+            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+            Ok(Actor {
+                network: Mlp::new(observation_dim, hidden_size, action_dim, vb)?,
+                action_bias: Tensor::from_slice(action_bias, (1, action_dim), &device)?,
+                action_scale: Tensor::from_slice(action_scale, (1, action_dim), &device)?,
+            })
+        };
+        let new_critics = |parameters: &VarMap| -> Result<[Mlp; 2]> {
+            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
+            let critic = |name| Mlp::new(observation_dim + action_dim, hidden_size, 1, vb.pp(name));
+            Ok([critic("qf1")?, critic("qf2")?]) // one after the other: twins born equal would stay equal
+        };
+        let actor_parameters = VarMap::new(rng.random());
+        let critic_parameters = VarMap::new(rng.random());
+        let (target_actor_parameters, target_critic_parameters) = (VarMap::new(0), VarMap::new(0));
+        let (actor, critics) = (new_actor(&actor_parameters)?, new_critics(&critic_parameters)?);
+        let target_actor = new_actor(&target_actor_parameters)?;
+        let target_critics = new_critics(&target_critic_parameters)?;
+        copy_parameters(&target_actor_parameters, &actor_parameters)?;
+        copy_parameters(&target_critic_parameters, &critic_parameters)?;
+        Ok(Self {
+            actor,
+            target_actor,
+            critics,
+            target_critics,
+            actor_optimizer: Adam::new(&actor_parameters, args.learning_rate)?,
+            critic_optimizer: Adam::new(&critic_parameters, args.learning_rate)?,
+            actor_parameters,
+            target_actor_parameters,
+            critic_parameters,
+            target_critic_parameters,
+            observation_dim,
+            action_dim,
+            args: args.clone(),
+            device,
+        })
+    }
+
+    /// N(0, I), `[rows, action_dim]`.
+    fn noise(&self, rows: usize, rng: &mut Rng) -> Result<Tensor> {
+        Ok(Init::Randn { mean: 0.0, stdev: 1.0 }.tensor((rows, self.action_dim), rng, &self.device)?)
+    }
+
+    /// Observations as `[batch, observation_dim]`.
+    fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
+        Ok(Tensor::from_slice(observations, ((), self.observation_dim), &self.device)?)
+    }
+
+    /// clip( μ_φ(s) + c N(0, σ²), b − c, b + c ) for each observation, `[batch, action_dim]`.
+    fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<Vec<f32>> {
+        let observations = self.tensor(observations)?;
+        let epsilon = (self.noise(observations.dim(0)?, rng)? * self.args.exploration_noise)?;
+        Ok(self.actor.perturbed(&observations, &epsilon)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// μ_φ(s), the policy without its noise, for each observation.
+    fn act_greedily(&self, observations: &[f32]) -> Result<Vec<f32>> {
+        Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
+    }
+
+    /// ã', `[batch, action_dim]`, from noise N(0, I) of the same shape.
+    fn smoothed_actions(&self, next_observations: &Tensor, noise: &Tensor) -> Result<Tensor> {
+        // ε = clip( N(0, σ̃²), −d, d )
+        let epsilon = (noise * self.args.policy_noise)?.clamp(-self.args.noise_clip, self.args.noise_clip)?;
+        // ã' = clip( μ_φ̄(s') + c ε, b − c, b + c )
+        self.target_actor.perturbed(next_observations, &epsilon)
+    }
+
+    /// y, `[batch, 1]`, from noise N(0, I) `[batch, action_dim]`.
+    fn td_targets(&self, batch: &Batch, noise: &Tensor) -> Result<Tensor> {
+        let next_actions = self.smoothed_actions(&batch.next_observations, noise)?;
+        let inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?; // (s', ã')
+        // min_i Q_θ̄i(s', ã')
+        let [q1, q2] = nn::both(|i| self.target_critics[i].forward(&inputs))?;
+        let next_values = q1.minimum(&q2)?;
+        // y = r + γ (1 − terminated) min_i Q_θ̄i(s', ã')
+        let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
+        Ok((&batch.rewards + discounts * next_values)?.detach())
+    }
+
+    /// One step of both critics, whose targets are the same y. Everything else stays as it is. Returns
+    /// J(θ_i) and E[ Q_θi(s, a) ] of each, from before the step.
+    fn update_critics(&mut self, batch: &Batch, noise: &Tensor) -> Result<[(f32, f32); 2]> {
+        let y = self.td_targets(batch, noise)?;
+        let inputs = Tensor::cat(&[&batch.observations, &batch.actions], 1)?; // (s, a)
+        // J(θ_i) = E[ (Q_θi(s, a) − y)² ]
+        let [(loss1, q1), (loss2, q2)] = nn::both(|i| {
+            let q = self.critics[i].forward(&inputs)?; // [batch, 1]
+            Ok(((&q - &y)?.sqr()?.mean_all()?, q))
+        })?;
+        self.critic_optimizer.backward_step_of_both([&loss1, &loss2])?;
+        let (q1, q2) = (q1.mean_all()?.to_scalar()?, q2.mean_all()?.to_scalar()?);
+        Ok([(loss1.to_scalar()?, q1), (loss2.to_scalar()?, q2)])
+    }
+
+    /// One step of the actor; the first critic, through which it learns, stays as it is. Returns J(φ).
+    fn update_actor(&mut self, batch: &Batch) -> Result<f32> {
+        let actions = self.actor.forward(&batch.observations)?; // μ_φ(s), [batch, action_dim]
+        let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?; // (s, μ_φ(s))
+        // J(φ) = −E[ Q_θ1(s, μ_φ(s)) ]
+        let loss = self.critics[0].held_constant().forward(&inputs)?.mean_all()?.neg()?;
+        self.actor_optimizer.backward_step(&loss)?;
+        Ok(loss.to_scalar()?)
+    }
+
+    /// θ̄_i ← (1 − τ) θ̄_i + τ θ_i,   φ̄ ← (1 − τ) φ̄ + τ φ
+    fn update_targets(&self) -> Result<()> {
+        soft_update(&self.target_critic_parameters, &self.critic_parameters, self.args.tau)?;
+        Ok(soft_update(&self.target_actor_parameters, &self.actor_parameters, self.args.tau)?)
+    }
+}
 
 fn main() -> ExitCode {
     cli::main(train)
@@ -235,56 +340,24 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (observation_dim, action_dim) = envs.spec().box_to_box("td3")?;
-    let (middle, scale) = envs.spec().action_range("td3")?;
-    let device = args.run.device()?;
+    let (observation_dim, _) = envs.spec().box_to_box("td3")?;
+    let (action_bias, action_scale) = envs.spec().action_range("td3")?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut td3 = Td3::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
+    let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-
-    let mut rng = rng(args.run.seed, u64::MAX);
-    let new_actor = |parameters: &VarMap| -> Result<Actor> {
-        let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
-        Ok(Actor {
-            network: Mlp::new(observation_dim, args.hidden_size, action_dim, vb)?,
-            middle: Tensor::from_slice(&middle, (1, action_dim), &device)?,
-            scale: Tensor::from_slice(&scale, (1, action_dim), &device)?,
-        })
-    };
-    let new_critics = |parameters: &VarMap| -> Result<[Mlp; 2]> {
-        let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
-        let critic = |name| Mlp::new(observation_dim + action_dim, args.hidden_size, 1, vb.pp(name));
-        Ok([critic("qf1")?, critic("qf2")?]) // of one generator: twins born equal would stay equal
-    };
-    let mut actor_parameters = VarMap::new(rng.random());
-    let mut critic_parameters = VarMap::new(rng.random());
-    let (actor, critics) = (new_actor(&actor_parameters)?, new_critics(&critic_parameters)?);
-    let mut actor_optimizer = Adam::new(&actor_parameters, args.learning_rate)?;
-    let mut critic_optimizer = Adam::new(&critic_parameters, args.learning_rate)?;
-    // The averages, and the actor where it only acts, never need a gradient.
-    let acting = Actor { network: actor.network.detach(), ..actor.clone() };
-    let (mut target_actor_parameters, mut target_critic_parameters) = (VarMap::new(0), VarMap::new(0));
-    let target_actor = new_actor(&target_actor_parameters)?;
-    let target_actor = Actor { network: target_actor.network.detach(), ..target_actor };
-    let target_critics = new_critics(&target_critic_parameters)?.map(|critic| critic.detach());
-    copy_parameters(&target_actor_parameters, &actor_parameters)?;
-    copy_parameters(&target_critic_parameters, &critic_parameters)?;
-
-    let capacity = args.buffer_size;
-    let mut buffer = ReplayBuffer { capacity, observation_dim, action_dim, next_row: 0, rows: Vec::new() };
-    let tensor = |observations: &[f32]| {
-        Tensor::from_slice(observations, (observations.len() / observation_dim, observation_dim), &device)
-    };
 
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
-                ("actor", &mut actor_parameters),
-                ("actor_optimizer", &mut actor_optimizer),
-                ("target_actor", &mut target_actor_parameters),
-                ("critics", &mut critic_parameters),
-                ("critic_optimizer", &mut critic_optimizer),
-                ("target_critics", &mut target_critic_parameters),
+                ("actor", &mut td3.actor_parameters),
+                ("actor_optimizer", &mut td3.actor_optimizer),
+                ("target_actor", &mut td3.target_actor_parameters),
+                ("critics", &mut td3.critic_parameters),
+                ("critic_optimizer", &mut td3.critic_optimizer),
+                ("target_critics", &mut td3.target_critic_parameters),
                 ("buffer", &mut buffer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
@@ -292,49 +365,30 @@ fn train(args: Args) -> Result<()> {
         )?;
 
         // Act: at random until there is something to learn from, then as the policy does, with noise.
-        let observation = envs.observations().to_vec();
+        let observation = envs.observations().to_vec(); // [observation_dim]
         let action: Vec<f32> = if global_step < args.learning_starts {
-            middle.iter().zip(&scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
+            action_bias.iter().zip(&action_scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
         } else {
-            let noisy =
-                acting.noisy(&tensor(&observation)?, args.exploration_noise, f64::INFINITY, &mut rng)?;
-            noisy.flatten_all()?.to_vec1()?
+            td3.act(&observation, &mut rng)?
         };
-
         envs.step(&action)?;
+        buffer.store(&observation, &action, &envs);
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
-        buffer.add(&observation, &action, &envs);
         if global_step <= args.learning_starts {
             continue;
         }
+
+        // Learn. Only every policy_frequency critic updates do the actor and the averages move.
         let update = global_step - args.learning_starts;
-
-        // Update the critics, towards targets that carry no gradient.
-        let batch = buffer.sample(args.batch_size, &mut rng, &device)?;
-        let next_actions =
-            target_actor.noisy(&batch.next_observations, args.policy_noise, args.noise_clip, &mut rng)?;
-        let next_inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?;
-        let next_values = for_both(|i| target_critics[i].forward(&next_inputs))?;
-        let td_targets = td_targets(&batch, &next_values, args.gamma)?;
-        let [(mut gradients, qf1_loss, qf1_values), (gradients2, qf2_loss, qf2_values)] = for_both(|i| {
-            let values = critics[i].forward(&batch.inputs)?;
-            let loss = critic_loss(&values, &td_targets)?;
-            Ok((loss.backward()?, loss.to_scalar::<f32>()?, values.mean_all()?.to_scalar::<f32>()?))
-        })?;
-        gradients.extend(gradients2)?;
-        critic_optimizer.step(&gradients)?;
-
-        // Now and then update the actor through the first critic, and the averages.
+        let batch = buffer.sample(args.batch_size, &mut rng, &td3.device)?;
+        let noise = td3.noise(args.batch_size, &mut rng)?;
+        let [(qf1_loss, qf1_values), (qf2_loss, qf2_values)] = td3.update_critics(&batch, &noise)?;
         if update.is_multiple_of(args.policy_frequency) {
-            let actions = actor.forward(&batch.observations)?;
-            let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?;
-            let loss = actor_loss(&critics[0].detach().forward(&inputs)?)?;
-            actor_optimizer.backward_step(&loss)?;
-            soft_update(&target_actor_parameters, &actor_parameters, args.tau)?;
-            soft_update(&target_critic_parameters, &critic_parameters, args.tau)?;
+            let actor_loss = td3.update_actor(&batch)?;
+            td3.update_targets()?;
             if (update / args.policy_frequency).is_multiple_of(100) {
-                run.log(global_step, "losses/actor_loss", loss.to_scalar::<f32>()?)?;
+                run.log(global_step, "losses/actor_loss", actor_loss)?;
             }
         }
         if update.is_multiple_of(100) {
@@ -346,9 +400,10 @@ fn train(args: Args) -> Result<()> {
         }
     }
 
-    run.save_or_load_model(&mut actor_parameters)?;
-    run.evaluate(|observations| {
-        Ok(acting.forward(&tensor(observations)?)?.flatten_all()?.to_vec1::<f32>()?)
-    })?;
+    run.save_or_load_model(&mut td3.actor_parameters)?;
+    run.evaluate(|observations| td3.act_greedily(observations))?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

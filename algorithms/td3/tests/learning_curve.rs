@@ -23,6 +23,11 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(TD3, SHORT);
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     regression::resumes(
         TD3,
