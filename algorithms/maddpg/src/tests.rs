@@ -152,10 +152,26 @@ fn recorded_update() {
             recording.parameters("expected/parameters", &maddpg.parameters, LAYERS, maddpg.args.q_lr);
             recording.unmoved(&maddpg.target_parameters, TARGET_LAYERS);
         }
+        let before = values(&maddpg.target_parameters);
         maddpg.update_targets().unwrap();
         if update == 0 {
-            // τ = 0.01 of Adam's steps.
-            recording.parameters_close("expected/parameters", &maddpg.target_parameters, TARGET_LAYERS, 2e-6);
+            // Where a gradient is next to nothing, Adam's step may be another one: 0.01, of which τ arrives.
+            recording.parameters_close("expected/parameters", &maddpg.target_parameters, TARGET_LAYERS, 2e-4);
+            let after = values(&maddpg.target_parameters);
+            for (((name, after), (_, before)), (_, online)) in
+                after.iter().zip(&before).zip(&values(&maddpg.parameters))
+            {
+                let tau = recording.number("tau") as f32;
+                let average =
+                    before.iter().zip(online).map(|(target, online)| (1.0 - tau) * target + tau * online);
+                recording.computed(
+                    &format!("average of {name}"),
+                    after,
+                    average.collect::<Vec<_>>(),
+                    1e-6,
+                    1e-7,
+                );
+            }
         }
     }
     for i in 0..2 {
