@@ -36,7 +36,7 @@ fn recorded_update(name: &str, clip_error: bool) {
         next_observations: recording.tensor("batch/next_observations"),
         terminated: recording.column("batch/terminated"),
     };
-    recording.close("expected/targets", &dqn.td_targets(&batch).unwrap());
+    recording.close("expected/targets", dqn.td_targets(&batch).unwrap());
     let mut losses = Vec::new();
     for update in 0..10 {
         let (loss, mean) = dqn.update(&batch).unwrap();

@@ -64,7 +64,7 @@ fn recorded_update(name: &str, clip_vloss: bool) {
 
     let indices = recording.integers("batch/minibatch_indices");
     let minibatches = [0, 24].map(|start| batch.select(&indices[start..start + 24]).unwrap());
-    recording.close("expected/normalised_advantages", &normalise(&minibatches[0].advantages).unwrap());
+    recording.close("expected/normalised_advantages", normalise(&minibatches[0].advantages).unwrap());
     for (i, minibatch) in minibatches.iter().enumerate() {
         let losses = ppo.update(minibatch).unwrap();
         let folder = ["expected/loss", "expected/loss_second"][i];

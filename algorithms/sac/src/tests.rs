@@ -87,7 +87,7 @@ fn recorded_update() {
     let (next_actions, next_log_probs) = sac.actor.sample(&batch.next_observations, &target_noise).unwrap();
     recording.close("expected/next_actions", &next_actions);
     recording.close("expected/next_log_probs", &next_log_probs);
-    recording.close("expected/targets", &sac.td_targets(&batch, &target_noise).unwrap());
+    recording.close("expected/targets", sac.td_targets(&batch, &target_noise).unwrap());
 
     let [(loss1, mean1), (loss2, mean2)] = sac.update_critics(&batch, &target_noise).unwrap();
     recording.close("expected/loss/critic_1", loss1);
