@@ -337,8 +337,7 @@ impl Sac {
         Ok([(loss1.to_scalar()?, q1), (loss2.to_scalar()?, q2)])
     }
 
-    /// One step of the actor; the critics, through which it learns, stay as they are. Returns J(φ) and
-    /// ln π(ã|s), `[batch, 1]`.
+    /// One step of the actor, through critics that stay as they are. Returns J(φ) and ln π(ã|s), `[batch, 1]`.
     fn update_actor(&mut self, batch: &Batch, noise: &Tensor) -> Result<(f32, Tensor)> {
         let [critic1, critic2] = [&self.critics[0], &self.critics[1]].map(Mlp::held_constant);
         let alpha = self.alpha()?;
