@@ -205,6 +205,7 @@ fn an_episode_without_end_is_cut() {
     let mut steps = 0;
     let watch = |_: &VecEnv| {
         steps += 1;
+        anyhow::ensure!(steps <= MAX_EPISODE_STEPS, "it goes on for ever");
         Ok(())
     };
     let total = play(&mut cem, &mut envs, &mut rng(1, 0), watch).unwrap();
