@@ -420,11 +420,10 @@ fn train(args: Args) -> Result<()> {
             for _ in 0..args.policy_frequency {
                 let (actor_loss, log_probs) =
                     sac.update_actor(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
-                if args.autotune {
-                    sac.update_temperature(&log_probs)?;
-                }
+                let alpha_loss = if args.autotune { sac.update_temperature(&log_probs)? } else { 0.0 };
                 if (update / args.policy_frequency).is_multiple_of(100) {
                     run.log(global_step, "losses/actor_loss", actor_loss)?;
+                    run.log(global_step, "losses/alpha_loss", alpha_loss)?;
                 }
             }
         }
