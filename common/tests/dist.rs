@@ -37,6 +37,14 @@ fn collectives(world: &World) -> Result<Vec<f32>> {
     let expected: Vec<(usize, String)> = (0..size).map(|rank| (rank, "x".repeat(rank))).collect();
     ensure!(gathered == expected, "all_gather: {gathered:?}");
 
+    // Large enough that MPI makes a sender wait for its receiver.
+    let to_each = (0..size).map(|to| vec![10 * rank + to; 20_000]).collect();
+    let received = world.all_to_all(to_each)?;
+    let expected: Vec<_> = (0..size).map(|from| vec![10 * from + rank; 20_000]).collect();
+    ensure!(received == expected, "all_to_all: something else came");
+    let error = world.all_to_all(vec![0; size + 1]).err().map(|error| error.to_string());
+    ensure!(error == Some(format!("{} values for {size} ranks", size + 1)), "all_to_all: {error:?}");
+
     let mut whole = vec![rank as f32, 1.0];
     world.all_reduce_sum(&mut whole)?;
     ensure!(whole == [(size * (size - 1) / 2) as f32, size as f32], "all_reduce_sum: {whole:?}");

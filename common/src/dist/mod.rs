@@ -138,6 +138,30 @@ impl World {
         self.broadcast(&mut values)?;
         Ok(values)
     }
+
+    /// Sends `values[r]` to rank r, for each rank, and returns what each rank sent to this one, in the
+    /// order of ranks. All ranks call it.
+    ///
+    /// # Errors
+    /// Another number of values than of ranks; a rank that has ended.
+    pub fn all_to_all<T: Serialize + DeserializeOwned>(&self, mut values: Vec<T>) -> Result<Vec<T>> {
+        anyhow::ensure!(values.len() == self.size, "{} values for {} ranks", values.len(), self.size);
+        let mut received = Vec::with_capacity(self.size);
+        // One rank sends at a time, so that no two wait for each other.
+        for sender in 0..self.size {
+            if sender != self.rank {
+                received.push(self.receive(sender)?);
+                continue;
+            }
+            for (to, value) in std::mem::take(&mut values).into_iter().enumerate() {
+                match to == self.rank {
+                    true => received.push(value),
+                    false => self.send(to, &value)?,
+                }
+            }
+        }
+        Ok(received)
+    }
 }
 
 /// Most ranks of one process: there is a channel from each to each.

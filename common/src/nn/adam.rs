@@ -1,12 +1,12 @@
-//! Adam with public state, and clipping of gradients by their global norm.
+//! Adam with public state.
 
+use super::gradients::{Pass, clip_scale, flush, global_norm, of_store, split};
 use super::parallel::{join, threads};
 use super::{VarMap, backward, simd};
 use candle_core::backprop::GradStore;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, Var, bail};
+use candle_core::{Result, Tensor, Var};
 use envs::persist::Persist;
 use serde::{Deserialize, Serialize};
-use std::sync::{Mutex, PoisonError};
 
 /// Adam (Kingma & Ba 2014, arXiv:1412.6980), with PyTorch's defaults:
 ///
@@ -35,7 +35,7 @@ pub struct Adam {
 
 /// m and v of one parameter.
 enum Moments {
-    Host(Mutex<(Vec<f32>, Vec<f32>)>),
+    Host(Vec<f32>, Vec<f32>),
     Device(Tensor, Tensor),
 }
 
@@ -52,7 +52,7 @@ impl Adam {
             .map(|var| {
                 let zeros = || vec![0.0; var.elem_count()];
                 Ok(match var.device().is_cpu() && var.is_contiguous() {
-                    true => Moments::Host(Mutex::new((zeros(), zeros()))),
+                    true => Moments::Host(zeros(), zeros()),
                     false => Moments::Device(var.zeros_like()?, var.zeros_like()?),
                 })
             })
@@ -133,29 +133,47 @@ impl Adam {
     /// # Errors
     /// A gradient that is not finite, or whose square is not; no parameter has then changed.
     pub fn step(&mut self, grads: &GradStore) -> Result<()> {
-        let norm = global_norm(&self.vars, grads)?;
-        let scale = clip_scale(norm, self.max_grad_norm.unwrap_or(f64::INFINITY))?;
+        self.step_along(&of_store(&self.vars, grads))
+    }
+
+    /// Takes a step along gradients that were computed elsewhere, as [`VarMap::gradients`] gives them.
+    ///
+    /// # Errors
+    /// As [`Adam::step`], and another number of them than of parameters.
+    pub fn step_values(&mut self, gradients: &[f32]) -> Result<()> {
+        self.step_along(&split(&self.vars, gradients)?)
+    }
+
+    fn step_along(&mut self, grads: &[Option<Tensor>]) -> Result<()> {
+        let scale = clip_scale(global_norm(grads)?, self.max_grad_norm.unwrap_or(f64::INFINITY))?;
         self.step += 1;
         let t = self.step.min(i32::MAX as u64) as i32;
         let correction1 = 1.0 - self.beta1.powi(t);
         let correction2 = 1.0 - self.beta2.powi(t);
-        for (var, moments) in self.vars.iter().zip(&mut self.moments) {
-            let Some(grad) = grads.get(var) else { continue };
+        for ((var, grad), moments) in self.vars.iter().zip(grads).zip(&mut self.moments) {
+            let Some(grad) = grad else { continue };
             match moments {
-                Moments::Host(moments) => {
-                    let op = AdamStep {
-                        moments,
-                        learning_rate: (self.learning_rate / correction1) as f32,
-                        beta1: self.beta1 as f32,
-                        beta2: self.beta2 as f32,
-                        // Not from the rounded β: next to β₂ = 0.999 that is 1e-5 of the difference.
-                        rest1: (1.0 - self.beta1) as f32,
-                        rest2: (1.0 - self.beta2) as f32,
-                        eps: self.eps as f32,
-                        correction2: (1.0 / correction2) as f32,
-                        scale: scale as f32,
-                    };
-                    var.as_tensor().inplace_op2(&grad.contiguous()?, &op)?;
+                Moments::Host(m, v) => {
+                    let (beta1, beta2, eps) = (self.beta1 as f32, self.beta2 as f32, self.eps as f32);
+                    // Not from the rounded β: next to β₂ = 0.999 that is 1e-5 of the difference.
+                    let (rest1, rest2) = ((1.0 - self.beta1) as f32, (1.0 - self.beta2) as f32);
+                    let learning_rate = (self.learning_rate / correction1) as f32; // α / (1 − β₁ᵗ)
+                    let correction2 = (1.0 / correction2) as f32; // 1 / (1 − β₂ᵗ)
+                    let scale = scale as f32;
+                    let pass = Pass::new(|p, g| {
+                        simd::vectorize(
+                            #[inline(always)]
+                            || {
+                                for (((p, g), m), v) in p.iter_mut().zip(g).zip(&mut *m).zip(&mut *v) {
+                                    let g = flush(g * scale, 1e-18);
+                                    *m = flush(beta1 * *m + rest1 * g, 1e-30);
+                                    *v = flush(beta2 * *v + rest2 * g * g, 1e-30);
+                                    *p -= learning_rate * *m / ((*v * correction2).sqrt() + eps);
+                                }
+                            },
+                        );
+                    });
+                    var.as_tensor().inplace_op2(&grad.contiguous()?, &pass)?;
                 }
                 Moments::Device(m, v) => {
                     let grad = (grad.detach() * scale)?;
@@ -176,106 +194,12 @@ impl Adam {
             .iter()
             .map(|moments| {
                 Ok(match moments {
-                    Moments::Host(pair) => pair.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+                    Moments::Host(m, v) => (m.clone(), v.clone()),
                     Moments::Device(m, v) => (m.flatten_all()?.to_vec1()?, v.flatten_all()?.to_vec1()?),
                 })
             })
             .collect()
     }
-}
-
-struct AdamStep<'a> {
-    moments: &'a Mutex<(Vec<f32>, Vec<f32>)>,
-    learning_rate: f32, // α / (1 − β₁ᵗ)
-    beta1: f32,
-    beta2: f32,
-    rest1: f32, // 1 − β₁
-    rest2: f32, // 1 − β₂
-    eps: f32,
-    correction2: f32, // 1 / (1 − β₂ᵗ)
-    scale: f32,
-}
-
-impl InplaceOp2 for AdamStep<'_> {
-    fn name(&self) -> &'static str {
-        "adam"
-    }
-
-    fn cpu_fwd(
-        &self,
-        p: &mut CpuStorage,
-        p_layout: &Layout,
-        g: &CpuStorage,
-        g_layout: &Layout,
-    ) -> Result<()> {
-        let CpuStorage::F32(p) = p else { bail!("Adam wants f32 parameters") };
-        let (start, end) = (p_layout.start_offset(), p_layout.start_offset() + p_layout.shape().elem_count());
-        let p = &mut p[start..end];
-        let g = super::dense::slice(g, g_layout)?;
-        let (m, v) = &mut *self.moments.lock().unwrap_or_else(PoisonError::into_inner);
-        let Self { learning_rate, beta1, beta2, rest1, rest2, eps, correction2, scale, .. } = *self;
-        simd::vectorize(
-            #[inline(always)]
-            || {
-                for (((p, g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                    let g = flush(g * scale, 1e-18);
-                    *m = flush(beta1 * *m + rest1 * g, 1e-30);
-                    *v = flush(beta2 * *v + rest2 * g * g, 1e-30);
-                    *p -= learning_rate * *m / ((*v * correction2).sqrt() + eps);
-                }
-            },
-        );
-        Ok(())
-    }
-}
-
-/// 0 in place of a number below `tiny`. Moments of units that get no gradient decay into subnormal
-/// numbers, on which a CPU is a hundred times slower; next to ε = 1e-8 they are nothing.
-#[inline(always)]
-fn flush(x: f32, tiny: f32) -> f32 {
-    if x.abs() < tiny { 0.0 } else { x }
-}
-
-/// √(Σ g²) over all parameters that have a gradient.
-fn global_norm(vars: &[Var], grads: &GradStore) -> Result<f64> {
-    let mut sum = 0.0;
-    for grad in vars.iter().filter_map(|var| grads.get(var)) {
-        let grad = grad.contiguous()?;
-        let (storage, layout) = grad.storage_and_layout();
-        sum += match &*storage {
-            candle_core::Storage::Cpu(storage) => {
-                let g = super::dense::slice(storage, layout)?;
-                f64::from(simd::sum(g, |g| g * g))
-            }
-            _ => f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?),
-        };
-    }
-    Ok(sum.sqrt())
-}
-
-fn clip_scale(norm: f64, max_norm: f64) -> Result<f64> {
-    if !norm.is_finite() {
-        bail!("the gradient is not finite (its norm is {norm})");
-    }
-    // PyTorch's clip_grad_norm_, its 1e-6 included.
-    Ok((max_norm / (norm + 1e-6)).min(1.0))
-}
-
-/// Scales the gradients of `vars` down to the global norm `max_norm`; returns the norm they had.
-///
-/// # Errors
-/// A gradient that is not finite.
-pub fn clip_grad_norm(vars: &[Var], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
-    let norm = global_norm(vars, grads)?;
-    let scale = clip_scale(norm, max_norm)?;
-    if scale < 1.0 {
-        for var in vars {
-            if let Some(grad) = grads.remove(var) {
-                grads.insert(var, (grad * scale)?);
-            }
-        }
-    }
-    Ok(norm)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -298,7 +222,7 @@ impl Persist for Adam {
             let len = var.elem_count();
             anyhow::ensure!(m.len() == len && v.len() == len, "optimiser of other parameters");
             *slot = match slot {
-                Moments::Host(_) => Moments::Host(Mutex::new((m, v))),
+                Moments::Host(..) => Moments::Host(m, v),
                 Moments::Device(..) => Moments::Device(
                     Tensor::from_vec(m, var.shape(), var.device())?,
                     Tensor::from_vec(v, var.shape(), var.device())?,

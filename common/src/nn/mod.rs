@@ -12,7 +12,9 @@
 //!   [`Linear::detach`], for which weight and bias are detached by hand.
 //! - [`Conv2d`]: `candle_nn`'s, on images `[batch, channels, height, width]` where here the channels
 //!   come last, as environments give them.
-//! - [`Adam`]: `candle_nn::AdamW` with a weight decay of 0, and clipping by hand.
+//! - [`Adam`]: `candle_nn::AdamW` with a weight decay of 0, and clipping by hand. There is no
+//!   [`RmsProp`].
+//! - [`VarMap::gradients`], [`VarMap::values`]: loops over the variables, flattened.
 //! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
 //! - [`both`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the plain thing that
 //!   their names say; they only let `--threads` work on two parts side by side.
@@ -24,14 +26,16 @@ mod dense;
 mod gradients;
 mod init;
 mod parallel;
+mod rmsprop;
 mod simd;
 mod var;
 
-pub use adam::{Adam, clip_grad_norm};
+pub use adam::Adam;
 pub use categorical::Categorical;
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
-pub use gradients::backward;
+pub use gradients::{backward, clip_grad_norm};
 pub use init::Init;
 pub use parallel::{both, join, with_threads};
+pub use rmsprop::RmsProp;
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};

@@ -1,6 +1,7 @@
 //! Named parameters in a fixed order, and how layers ask for them.
 
-use super::{Init, simd};
+use super::gradients::{flatten, split};
+use super::{Init, backward, simd};
 use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Shape, Tensor, Var, bail};
 use envs::Rng;
 use std::collections::BTreeMap;
@@ -40,6 +41,34 @@ impl VarMap {
     /// Number of parameters (scalars).
     pub fn num_parameters(&self) -> usize {
         self.lock().vars.values().map(|var| var.elem_count()).sum()
+    }
+
+    /// The gradient of `loss` with respect to every parameter, one after the other in that order; 0 where
+    /// the loss does not depend on it. For an optimiser elsewhere, such as another rank's, whose
+    /// `step_values` takes it.
+    pub fn gradients(&self, loss: &Tensor) -> Result<Vec<f32>> {
+        flatten(&self.all_vars(), &backward(loss)?)
+    }
+
+    /// The values of all parameters, one after the other in that order.
+    pub fn values(&self) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(self.num_parameters());
+        for var in self.all_vars() {
+            values.extend(var.flatten_all()?.to_vec1::<f32>()?);
+        }
+        Ok(values)
+    }
+
+    /// Takes on the [`VarMap::values`] of a map of the same parameters.
+    ///
+    /// # Errors
+    /// Another number of values.
+    pub fn set_values(&self, values: &[f32]) -> Result<()> {
+        let vars = self.all_vars();
+        for (var, values) in vars.iter().zip(split(&vars, values)?.into_iter().flatten()) {
+            var.set(&values)?;
+        }
+        Ok(())
     }
 
     fn get(&self, name: &str, shape: Shape, init: Init, device: &Device) -> Result<Tensor> {
