@@ -1,8 +1,9 @@
 //! Learning curves as PNG pictures: mean and shaded interval, one colour an algorithm.
 //!
 //! [`Curve::of_run`] turns the episodic returns of a run into a curve, [`learning_curves`] draws
-//! curves side by side. The font is part of the program, so that pictures come out the same on every
-//! machine and nothing needs to be installed.
+//! curves side by side, and [`Chart`] curves over anything, with published numbers beside them. The
+//! font is part of the program, so that pictures come out the same on every machine and nothing needs
+//! to be installed.
 
 use crate::write_atomically::write_atomically;
 use anyhow::{Context, Result, bail};
@@ -21,12 +22,13 @@ use plotters::{
 };
 use std::{ops::Range, path::Path, sync::LazyLock, vec::IntoIter};
 
-/// Returns over training of one algorithm on one environment. The four series have equal lengths.
+/// Returns over training of one algorithm on one environment, or one number over another. The four
+/// series have equal lengths.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Curve {
     /// Entry in the legend.
     pub label: String,
-    /// Environment steps, ascending.
+    /// Environment steps, ascending; or what else the axis shows.
     pub xs: Vec<f64>,
     /// The line.
     pub mean: Vec<f64>,
@@ -69,15 +71,16 @@ impl Curve {
     }
 
     /// The points that can be drawn: a band edge that is not a number falls back to the mean, a
-    /// point whose step or mean is not one is dropped.
-    fn drawable(&self) -> Series {
+    /// point whose step or mean is not one is dropped. On a logarithmic axis x is its logarithm.
+    fn drawable(&self, log_x: bool) -> Series {
         let edge = |edges: &[f64], i: usize, mean: f64| {
             edges.get(i).copied().filter(|v| is_drawable(*v)).unwrap_or(mean)
         };
         let points = self.xs.iter().zip(&self.mean).enumerate();
         points
-            .filter(|(_, (x, mean))| is_drawable(**x) && is_drawable(**mean))
-            .map(|(i, (&x, &mean))| Point {
+            .map(|(i, (&x, &mean))| (i, (along(x, log_x), mean)))
+            .filter(|(_, (x, mean))| is_drawable(*x) && is_drawable(*mean))
+            .map(|(i, (x, mean))| Point {
                 x,
                 low: edge(&self.low, i, mean),
                 mean,
@@ -97,6 +100,86 @@ struct Point {
 
 type Series = Vec<Point>;
 
+/// Where `x` is on its axis: at log₁₀ x on a logarithmic one, which has no place for x ≤ 0.
+fn along(x: f64, log_x: bool) -> f64 {
+    if log_x { x.log10() } else { x }
+}
+
+/// Numbers from elsewhere, drawn in grey.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reference {
+    /// A dashed line across the picture at this height.
+    Level {
+        /// Entry in the legend.
+        label: String,
+        /// Its height.
+        value: f64,
+    },
+    /// Marks at these points, joined by a thin line; the marks differ from those of other points.
+    Points {
+        /// Entry in the legend.
+        label: String,
+        /// (x, y), by x.
+        points: Vec<(f64, f64)>,
+    },
+}
+
+impl Reference {
+    fn label(&self) -> &str {
+        match self {
+            Self::Level { label, .. } | Self::Points { label, .. } => label,
+        }
+    }
+
+    /// The points that can be drawn; of a level its height.
+    fn drawable(&self, log_x: bool) -> Vec<(f64, f64)> {
+        let points = match self {
+            Self::Level { value, .. } => vec![(f64::NAN, *value)],
+            Self::Points { points, .. } => points.iter().map(|(x, y)| (along(*x, log_x), *y)).collect(),
+        };
+        let is_level = matches!(self, Self::Level { .. });
+        points.into_iter().filter(|(x, y)| (is_level || is_drawable(*x)) && is_drawable(*y)).collect()
+    }
+}
+
+/// A picture of curves and what they are compared with.
+#[derive(Debug, Clone, Default)]
+pub struct Chart<'a> {
+    /// Above the picture.
+    pub title: &'a str,
+    /// Below the title, smaller; may be empty.
+    pub note: &'a str,
+    /// Name of the horizontal axis.
+    pub x_label: &'a str,
+    /// Name of the vertical axis.
+    pub y_label: &'a str,
+    /// Whether equal distances along the horizontal axis are equal ratios. Points at or below 0 are
+    /// left out then.
+    pub log_x: bool,
+    /// The part of the vertical axis that is shown; all of it by default.
+    pub y_range: Option<(f64, f64)>,
+    /// Lines and bands.
+    pub curves: &'a [Curve],
+    /// Whether each point of a curve is marked.
+    pub dots: bool,
+    /// What is drawn beside them.
+    pub references: &'a [Reference],
+}
+
+impl Chart<'_> {
+    /// Draws it to a PNG file 1800 pixels wide, with the legend above the curves. The file appears
+    /// whole or not at all. Points that are not finite are left out; without any the picture says
+    /// "no data".
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn draw(&self, path: &Path) -> Result<()> {
+        let draw = || render(self)?.png();
+        let png = draw().with_context(|| format!("{}: cannot draw the plot", path.display()))?;
+        write_atomically(path, &png)
+    }
+}
+
 /// Finite, and small enough that sums and differences of a few thousand such numbers are too.
 fn is_drawable(value: f64) -> bool {
     value.abs() < 1e300
@@ -114,6 +197,7 @@ const MARGIN: i32 = 20;
 const TITLE_HEIGHT: i32 = 34;
 const TITLE_SIZE: i32 = 24;
 const TEXT_SIZE: i32 = 16;
+const NOTE_HEIGHT: i32 = 26;
 const LEGEND_ROW_HEIGHT: i32 = 24;
 const LEGEND_GAP: i32 = 24;
 const SWATCH_WIDTH: i32 = 24;
@@ -149,9 +233,11 @@ static FONT_REGISTERED: LazyLock<bool> =
 /// A part of the picture, in pixels.
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
-/// Draws `curves` over environment steps to a PNG file 1800 pixels wide, with a dashed horizontal
-/// line at `reference` (value, label) if there is one. The file appears whole or not at all.
-/// Points that are not finite are left out; without any the picture says "no data".
+/// Draws `curves` over environment steps as [`Chart::draw`] does, with a dashed horizontal line at
+/// `reference` (value, label) if there is one.
+///
+/// # Errors
+/// A file that cannot be written.
 pub fn learning_curves(
     path: &Path,
     title: &str,
@@ -159,9 +245,10 @@ pub fn learning_curves(
     curves: &[Curve],
     reference: Option<(f64, &str)>,
 ) -> Result<()> {
-    let draw = || render(title, y_label, curves, reference)?.png();
-    let png = draw().with_context(|| format!("{}: cannot draw the plot", path.display()))?;
-    write_atomically(path, &png)
+    let level = |(value, label): (f64, &str)| Reference::Level { label: label.into(), value };
+    let references: Vec<Reference> = reference.map(level).into_iter().collect();
+    let x_label = "environment steps";
+    Chart { title, x_label, y_label, curves, references: &references, ..Default::default() }.draw(path)
 }
 
 /// A picture, `[height, width, 3]` bytes.
@@ -207,19 +294,18 @@ impl Picture {
     }
 }
 
-/// The picture that [`learning_curves`] writes.
-fn render(title: &str, y_label: &str, curves: &[Curve], reference: Option<(f64, &str)>) -> Result<Picture> {
+/// The picture that [`Chart::draw`] writes.
+fn render(chart: &Chart<'_>) -> Result<Picture> {
     if !*FONT_REGISTERED {
         bail!("the embedded font cannot be read");
     }
-    let reference = reference.filter(|(value, _)| is_drawable(*value));
-    let series: Vec<Series> = curves.iter().map(Curve::drawable).collect();
-    let layout = Layout::new(&series, curves, reference)?;
+    let series: Vec<Series> = chart.curves.iter().map(|curve| curve.drawable(chart.log_x)).collect();
+    let layout = Layout::new(chart, &series)?;
 
     let (width, height) = (px(WIDTH) as usize, px(layout.height()) as usize);
     let mut rgb = vec![u8::MAX; width * height * 3];
     let area = BitMapBackend::with_buffer(&mut rgb, (width as u32, height as u32)).into_drawing_area();
-    draw(&area, &layout, (title, y_label), &series, reference)?;
+    draw(&area, chart, &layout, &series)?;
     drop(area);
 
     Ok(Picture { width, height, rgb }.shrunk(OVERSAMPLING))
@@ -232,6 +318,8 @@ struct LegendEntry<'a> {
     dashed: bool,
     /// With a shaded band around the line.
     banded: bool,
+    /// Which mark lies on the line.
+    mark: Option<usize>,
 }
 
 /// The legend and where its entries go: left to right in one row if they fit, else in columns.
@@ -243,30 +331,33 @@ struct Legend<'a> {
 }
 
 impl<'a> Legend<'a> {
-    /// A legend for `curves` and the reference line, at most `width` pixels wide.
-    fn new(curves: &'a [Curve], reference: Option<(f64, &'a str)>, width: i32) -> Result<Self> {
-        let mut entries: Vec<LegendEntry<'a>> = curves
-            .iter()
-            .enumerate()
-            .map(|(i, curve)| LegendEntry {
-                label: &curve.label,
-                color: curve_color(i),
-                dashed: is_dashed(i),
-                banded: true,
-            })
-            .collect();
-        if let Some((_, label)) = reference {
-            entries.push(LegendEntry { label, color: REFERENCE_COLOR, dashed: true, banded: false });
-        }
+    /// A legend for the curves and references of `chart`, at most `width` pixels wide.
+    fn new(chart: &Chart<'a>, width: i32) -> Result<Self> {
+        let curves = chart.curves.iter().enumerate().map(|(i, curve)| LegendEntry {
+            label: &curve.label,
+            color: curve_color(i),
+            dashed: is_dashed(i),
+            banded: true,
+            mark: None,
+        });
+        let references = chart.references.iter().enumerate().map(|(i, reference)| LegendEntry {
+            label: reference.label(),
+            color: REFERENCE_COLOR,
+            dashed: true,
+            banded: false,
+            mark: matches!(reference, Reference::Points { .. }).then_some(i),
+        });
+        let entries: Vec<LegendEntry<'a>> = curves.chain(references).collect();
         let mut widths = Vec::with_capacity(entries.len());
         for entry in &entries {
             widths.push(px(SWATCH_WIDTH + 8) + text_width(entry.label)? + px(LEGEND_GAP));
         }
-        // An entry takes whole columns, as wide as the widest curve's; the label of the reference
+        // An entry takes whole columns, as wide as the widest curve's; the label of a reference
         // line may need more than one. In a single row, columns of one pixel waste no room.
         let end = width + px(LEGEND_GAP);
         let one_row = widths.iter().sum::<i32>() <= end;
-        let column = if one_row { 1 } else { widths[..curves.len()].iter().copied().max().unwrap_or(1) };
+        let widest = widths[..chart.curves.len()].iter().copied().max().unwrap_or(1);
+        let column = if one_row { 1 } else { widest };
         let mut places = Vec::with_capacity(entries.len());
         let (mut x, mut row) = (0, 0);
         for width in widths {
@@ -291,7 +382,9 @@ impl<'a> Legend<'a> {
                 area.draw(&Rectangle::new(corners, entry.color.mix(BAND_OPACITY).filled()))?;
             }
             let line = [(x, y), (x + px(SWATCH_WIDTH), y)];
-            if entry.dashed {
+            if let Some(i) = entry.mark {
+                area.draw(&mark(i, (x + px(SWATCH_WIDTH / 2), y)))?;
+            } else if entry.dashed {
                 area.draw(&DashedPathElement::new(line, px(6), px(3), stroke(entry.color, LINE_WIDTH)))?;
             } else {
                 area.draw(&PathElement::new(line, stroke(entry.color, LINE_WIDTH)))?;
@@ -310,14 +403,21 @@ struct Layout<'a> {
     legend: Legend<'a>,
     /// Room for the labels of the y axis and its name, in pixels.
     y_label_area: i32,
+    /// Room for the note, in points.
+    note_height: i32,
 }
 
 impl<'a> Layout<'a> {
-    fn new(series: &[Series], curves: &'a [Curve], reference: Option<(f64, &'a str)>) -> Result<Self> {
+    fn new(chart: &Chart<'a>, series: &[Series]) -> Result<Self> {
         let points = || series.iter().flatten();
-        let x_axis = Axis::steps(points().map(|point| point.x));
+        let beside = || chart.references.iter().flat_map(|reference| reference.drawable(chart.log_x));
+        let xs = points().map(|point| point.x).chain(beside().map(|(x, _)| x).filter(|x| !x.is_nan()));
+        let x_axis = if chart.log_x { Axis::powers(xs) } else { Axis::steps(xs) };
         let values = points().flat_map(|point| [point.low, point.mean, point.high]);
-        let y_axis = Axis::padded(values.chain(reference.map(|(value, _)| value)));
+        let y_axis = match chart.y_range {
+            Some((low, high)) => Axis::over(low..high),
+            None => Axis::padded(values.chain(beside().map(|(_, y)| y))),
+        };
 
         let mut y_label_area = 0;
         for &tick in &y_axis.ticks {
@@ -325,43 +425,40 @@ impl<'a> Layout<'a> {
         }
         // Beside the labels stands the axis' name, turned by 90 degrees.
         y_label_area += px(20 + TEXT_SIZE);
-        let legend = Legend::new(curves, reference, px(WIDTH - 2 * MARGIN) - y_label_area)?;
-        Ok(Self { x_axis, y_axis, legend, y_label_area })
+        let legend = Legend::new(chart, px(WIDTH - 2 * MARGIN) - y_label_area)?;
+        let note_height = if chart.note.is_empty() { 0 } else { NOTE_HEIGHT };
+        Ok(Self { x_axis, y_axis, legend, y_label_area, note_height })
     }
 
     /// Height of the picture in points: the plot keeps its size however tall the legend is.
     fn height(&self) -> i32 {
-        HEIGHT + (self.legend.rows - 1).max(0) * LEGEND_ROW_HEIGHT
+        HEIGHT + self.note_height + (self.legend.rows - 1).max(0) * LEGEND_ROW_HEIGHT
     }
 }
 
-fn draw(
-    area: &Area<'_>,
-    layout: &Layout<'_>,
-    (title, y_label): (&str, &str),
-    series: &[Series],
-    reference: Option<(f64, &str)>,
-) -> Result<()> {
-    let Layout { x_axis, y_axis, legend, y_label_area } = layout;
+fn draw(area: &Area<'_>, chart: &Chart<'_>, layout: &Layout<'_>, series: &[Series]) -> Result<()> {
+    let Layout { x_axis, y_axis, legend, y_label_area, note_height } = layout;
 
-    // Title and legend stand above the plot, flush with its left edge: there they hide no data.
+    // Title, note and legend stand above the plot, flush with its left edge: there they hide no data.
     let left = px(MARGIN) + y_label_area;
-    area.draw(&Text::new(title, (left, px(MARGIN + 5)), text_style(TITLE_SIZE)))?;
-    let legend_top = px(MARGIN + TITLE_HEIGHT);
+    area.draw(&Text::new(chart.title, (left, px(MARGIN + 5)), text_style(TITLE_SIZE)))?;
+    if !chart.note.is_empty() {
+        area.draw(&Text::new(chart.note, (left, px(MARGIN + TITLE_HEIGHT)), text_style(TEXT_SIZE)))?;
+    }
+    let legend_top = px(MARGIN + TITLE_HEIGHT + note_height);
     legend.draw(area, (left, legend_top))?;
 
     let (_, plot) = area.split_vertically(legend_top + px(legend.rows * LEGEND_ROW_HEIGHT + 8));
-    let mut chart = ChartBuilder::on(&plot)
+    let mut on = ChartBuilder::on(&plot)
         .margin_left(px(MARGIN))
         .margin_right(px(MARGIN + 8))
         .margin_bottom(px(MARGIN - 6))
         .x_label_area_size(px(52))
         .y_label_area_size(*y_label_area)
         .build_cartesian_2d(x_axis.clone(), y_axis.clone())?;
-    chart
-        .configure_mesh()
-        .x_desc("environment steps")
-        .y_desc(y_label)
+    on.configure_mesh()
+        .x_desc(chart.x_label)
+        .y_desc(chart.y_label)
         .label_style(text_style(TEXT_SIZE))
         .axis_desc_style(text_style(TEXT_SIZE))
         .y_label_offset(TEXT_SHIFT)
@@ -371,44 +468,100 @@ fn draw(
         .set_all_tick_mark_size(px(5))
         .draw()?;
 
-    if let Some((value, _)) = reference {
-        let ends = vec![(x_axis.range.start, value), (x_axis.range.end, value)];
-        chart.draw_series(dashed(ends, stroke(REFERENCE_COLOR, 1.5)))?;
-    }
+    // What is beyond the range shown is cut off: plotters would draw it over the margins.
+    let shown = &y_axis.range;
+    let within = |y: &f64| *y >= shown.start && *y <= shown.end;
     for (i, points) in series.iter().enumerate() {
-        let upper = points.iter().map(|point| (point.x, point.high));
-        let lower = points.iter().rev().map(|point| (point.x, point.low));
+        let inside = |y: f64| y.clamp(shown.start, shown.end);
+        let upper = points.iter().map(|point| (point.x, inside(point.high)));
+        let lower = points.iter().rev().map(|point| (point.x, inside(point.low)));
         if points.len() > 1 {
             let outline: Vec<_> = upper.chain(lower).collect();
-            chart.draw_series([Polygon::new(outline, curve_color(i).mix(BAND_OPACITY).filled())])?;
+            on.draw_series([Polygon::new(outline, curve_color(i).mix(BAND_OPACITY).filled())])?;
+        }
+    }
+    for (i, reference) in chart.references.iter().enumerate() {
+        let points = reference.drawable(chart.log_x);
+        match reference {
+            Reference::Level { .. } => {
+                for (_, value) in points.into_iter().filter(|(_, value)| within(value)) {
+                    let ends = vec![(x_axis.range.start, value), (x_axis.range.end, value)];
+                    on.draw_series(dashed(ends, stroke(REFERENCE_COLOR, 1.5)))?;
+                }
+            }
+            Reference::Points { .. } => {
+                for part in clipped(&points, shown) {
+                    on.draw_series(dashed(part, stroke(REFERENCE_COLOR, 0.8)))?;
+                }
+                for point in points.iter().filter(|(_, y)| within(y)) {
+                    area.draw(&mark(i, on.plotting_area().map_coordinate(point)))?;
+                }
+            }
         }
     }
     // Lines after all bands, so that no band dulls a line.
     for (i, points) in series.iter().enumerate() {
         let line: Vec<_> = points.iter().map(|point| (point.x, point.mean)).collect();
         let style = stroke(curve_color(i), LINE_WIDTH);
-        match &line[..] {
-            [] => {}
-            [point] => {
-                let dot = Circle::new(*point, px(5), curve_color(i).filled());
-                chart.draw_series([dot])?;
-            }
-            _ if is_dashed(i) => {
-                chart.draw_series(dashed(line, style))?;
-            }
-            _ => {
-                chart.draw_series(LineSeries::new(line, style))?;
+        for part in clipped(&line, shown).into_iter().filter(|part| part.len() > 1) {
+            if is_dashed(i) {
+                on.draw_series(dashed(part, style))?;
+            } else {
+                on.draw_series(LineSeries::new(part, style))?;
             }
         }
+        let size = if chart.dots { px(4) } else { px(5) };
+        let dots = line.iter().filter(|(_, y)| (chart.dots || line.len() == 1) && within(y));
+        on.draw_series(dots.map(|point| Circle::new(*point, size, curve_color(i).filled())))?;
     }
     if series.iter().all(Vec::is_empty) {
         let (x, y) = (&x_axis.range, &y_axis.range);
         let centre = ((x.start + x.end) / 2.0, (y.start + y.end) / 2.0);
         let style = text_style(TEXT_SIZE).pos(Pos::new(HPos::Center, VPos::Center));
-        chart.draw_series([Text::new("no data", centre, style)])?;
+        on.draw_series([Text::new("no data", centre, style)])?;
     }
     area.present()?;
     Ok(())
+}
+
+/// The parts of a line through `points` whose y is in `range`.
+fn clipped(points: &[(f64, f64)], range: &Range<f64>) -> Vec<Vec<(f64, f64)>> {
+    let mut parts: Vec<Vec<(f64, f64)>> = Vec::new();
+    let mut end = None; // of the last part
+    for pair in points.windows(2) {
+        let [(x0, y0), (x1, y1)] = [pair[0], pair[1]];
+        // Where along the way from one point to the next y is in the range.
+        let at = |y: f64| if y1 == y0 { 0.0 } else { ((y - y0) / (y1 - y0)).clamp(0.0, 1.0) };
+        let (mut from, mut to) = (at(range.start), at(range.end));
+        if y1 < y0 {
+            (from, to) = (to, from);
+        } else if y1 == y0 {
+            to = if y0 >= range.start && y0 <= range.end { 1.0 } else { 0.0 };
+        }
+        if from >= to {
+            end = None;
+            continue;
+        }
+        let point = |part: f64| (x0 + part * (x1 - x0), y0 + part * (y1 - y0));
+        let (first, last) = (point(from), if to == 1.0 { (x1, y1) } else { point(to) });
+        match parts.last_mut() {
+            Some(part) if end == Some(first) => part.push(last),
+            _ => parts.push(vec![first, last]),
+        }
+        end = Some(last);
+    }
+    parts
+}
+
+/// The mark of the i-th reference around a pixel: a diamond, a triangle, a square, a triangle on its tip.
+fn mark(i: usize, (x, y): (i32, i32)) -> Polygon<(i32, i32)> {
+    let (corners, turn) = [(4, 0.25), (3, 0.25), (4, 0.125), (3, 0.75)][i % 4];
+    let corner = |corner: i32| {
+        let angle = std::f64::consts::TAU * (turn + f64::from(corner) / f64::from(corners));
+        let radius = f64::from(px(6));
+        (x + (radius * angle.cos()).round() as i32, y - (radius * angle.sin()).round() as i32)
+    };
+    Polygon::new((0..corners).map(corner).collect::<Vec<_>>(), REFERENCE_COLOR.filled())
 }
 
 /// Points to pixels, before the picture is scaled down.
@@ -450,8 +603,8 @@ fn is_dashed(index: usize) -> bool {
 struct Axis {
     range: Range<f64>,
     ticks: Vec<f64>,
-    /// Distance between ticks.
-    step: f64,
+    /// Distance between ticks; none on an axis of logarithms.
+    step: Option<f64>,
 }
 
 impl Axis {
@@ -463,7 +616,7 @@ impl Axis {
         }
         let axis = Self::over(low..high);
         // A run of 100k steps ends with an episode a little earlier; the axis ends at 100k.
-        let next_tick = (high / axis.step).ceil() * axis.step;
+        let next_tick = axis.step.map_or(high, |step| (high / step).ceil() * step);
         if next_tick - high < 0.03 * (high - low) { Self::over(low..next_tick) } else { axis }
     }
 
@@ -495,11 +648,29 @@ impl Axis {
         let first = (range.start / step - 1e-6).ceil() as i64;
         let last = (range.end / step + 1e-6).floor() as i64;
         let ticks = (first..=last).map(|i| i as f64 * step).collect();
-        Self { range, ticks, step }
+        Self { range, ticks, step: Some(step) }
+    }
+
+    /// An axis for logarithms to base ten, with 3 % of room at either end: ticks at powers of ten and,
+    /// where these are few, at twice and five times them.
+    fn powers(logarithms: impl Iterator<Item = f64>) -> Self {
+        let (low, high) = bounds(logarithms).unwrap_or((0.0, 1.0));
+        let pad = if high > low { 0.03 * (high - low) } else { 0.5 };
+        let range = low - pad..high + pad;
+        let span = range.end - range.start;
+        let factors: &[f64] = if span > 3.0 { &[1.0] } else { &[1.0, 2.0, 5.0] };
+        let every = (span / 9.0).ceil() as usize;
+        let powers = (range.start.floor() as i64..=range.end.ceil() as i64).step_by(every.max(1));
+        let all = powers.flat_map(|power| factors.iter().map(move |factor| power as f64 + factor.log10()));
+        let ticks: Vec<f64> = all.filter(|tick| range.contains(tick)).collect();
+        // Less than a factor of two wide, it may have none.
+        let ticks = if ticks.len() < 2 { vec![low, high] } else { ticks };
+        Self { range, ticks, step: None }
     }
 
     /// A tick's label. All labels of an axis share unit and decimals: 0, 0.5M, 1.0M.
     fn label(&self, tick: f64) -> String {
+        let Some(step) = self.step else { return power_label(10f64.powf(tick)) };
         let largest = self.ticks.iter().fold(0.0, |largest: f64, tick| largest.max(tick.abs()));
         if tick == 0.0 {
             return "0".into();
@@ -514,8 +685,19 @@ impl Axis {
         if !(1e-3..1e13).contains(&largest) {
             return format!("{sign}{:.1e}", tick.abs()).replace("e-", "e−");
         }
-        let decimals = (-(self.step / unit * (1.0 + 1e-9)).log10().floor()).max(0.0) as usize;
+        let decimals = (-(step / unit * (1.0 + 1e-9)).log10().floor()).max(0.0) as usize;
         format!("{sign}{:.decimals$}{suffix}", tick.abs() / unit)
+    }
+}
+
+/// A number on a logarithmic axis, to three digits: each label has its own unit.
+fn power_label(value: f64) -> String {
+    let rounded = |value: f64| format!("{value:.2e}").parse::<f64>().unwrap_or(value);
+    match rounded(value) {
+        value @ 1e4..1e6 => format!("{}k", rounded(value / 1e3)),
+        value @ 1e6..1e9 => format!("{}M", rounded(value / 1e6)),
+        value @ 1e-4..1e4 => format!("{value}"),
+        value => format!("{value:e}").replace("e-", "e−"),
     }
 }
 
@@ -567,7 +749,14 @@ mod tests {
     }
 
     fn picture(curves: &[Curve], reference: Option<(f64, &str)>) -> Picture {
-        render("CartPole-v1", "episodic return", curves, reference).unwrap()
+        let level = |(value, label): (f64, &str)| Reference::Level { label: label.into(), value };
+        let references: Vec<Reference> = reference.map(level).into_iter().collect();
+        chart(&Chart { curves, references: &references, ..Default::default() })
+    }
+
+    fn chart(chart: &Chart<'_>) -> Picture {
+        let (x_label, y_label) = ("environment steps", "episodic return");
+        render(&Chart { title: "CartPole-v1", x_label, y_label, ..chart.clone() }).unwrap()
     }
 
     fn dimensions(picture: &Picture) -> (usize, usize) {
@@ -733,6 +922,79 @@ mod tests {
         assert!(dot.len() > 100, "{} pixels", dot.len());
         let all_nan = picture(&[line("PPO", &[f64::NAN; 3])], None);
         assert!(plotted(&all_nan, BLUE).is_empty());
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_equal_distances_for_equal_ratios() {
+        let over = |low: f64, high: f64| labels(&Axis::powers([low.log10(), high.log10()].into_iter()));
+        assert_eq!(over(0.01, 1.0), ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]);
+        assert_eq!(over(1e-5, 1.0), ["1e−5", "0.0001", "0.001", "0.01", "0.1", "1"]);
+        assert_eq!(over(1.0, 512.0), ["1", "2", "5", "10", "20", "50", "100", "200", "500"]);
+        assert_eq!(over(1e3, 2e7), ["1000", "10k", "100k", "1M", "10M"]);
+        assert_eq!(over(3.0, 4.0), ["3", "4"]);
+        assert_eq!(over(1e-30, 1e30).len(), 7);
+        assert!(!Axis::powers([].into_iter()).ticks.is_empty());
+
+        let curve = Curve { xs: vec![0.0, 1.0, 10.0, 100.0], ..line("n", &[5.0, 0.0, 50.0, 100.0]) };
+        let picture = chart(&Chart { curves: &[curve], log_x: true, ..Default::default() });
+        let blue = plotted(&picture, BLUE);
+        let (first, last) = (*blue.iter().min().unwrap(), *blue.iter().max().unwrap());
+        for (x, y) in blue {
+            let along = (x - first.0) as f64 / (last.0 - first.0) as f64;
+            let up = (first.1 - y.min(first.1)) as f64 / (first.1 - last.1) as f64;
+            assert!((along - up).abs() < 0.01, "({x}, {y})");
+        }
+    }
+
+    #[test]
+    fn lines_are_cut_off_at_the_edge_of_what_is_shown() {
+        let points = [(0.0, 5.0), (1.0, 15.0), (2.0, 5.0), (3.0, 5.0), (4.0, -5.0), (5.0, -6.0)];
+        let parts = clipped(&points, &(0.0..10.0));
+        assert_eq!(
+            parts,
+            [vec![(0.0, 5.0), (0.5, 10.0)], vec![(1.5, 10.0), (2.0, 5.0), (3.0, 5.0), (3.5, 0.0)]]
+        );
+        assert_eq!(clipped(&[(0.0, 20.0), (1.0, 30.0), (2.0, 30.0)], &(0.0..10.0)), [vec![]; 0]);
+        assert_eq!(clipped(&[(0.0, -5.0), (1.0, 15.0)], &(0.0..10.0)), [vec![(0.25, 0.0), (0.75, 10.0)]]);
+
+        let curves = [line("diverges", &[1.0, 2.0, 1e9, -1e9, 3.0])];
+        let picture = chart(&Chart { curves: &curves, y_range: Some((0.0, 4.0)), ..Default::default() });
+        let everywhere = picture.rgb.chunks_exact(3).enumerate().filter(|(_, pixel)| *pixel == BLUE);
+        let rows: Vec<usize> = everywhere.map(|(i, _)| i / picture.width).collect();
+        // The legend is above the plot and the labels of its axis below.
+        assert!(rows.iter().all(|row| (100..1010).contains(row)), "{:?}", rows.iter().max());
+    }
+
+    #[test]
+    fn references_beside_the_curves_are_marked_each_in_its_way() {
+        let grey = [REFERENCE_COLOR.0, REFERENCE_COLOR.1, REFERENCE_COLOR.2];
+        let published = |label: &str, y: f64| Reference::Points {
+            label: label.into(),
+            points: vec![(500.0, y), (1e6, f64::NAN)],
+        };
+        let mark_of = |references: &[Reference]| {
+            let picture =
+                chart(&Chart { curves: &[line("PPO", &[0.0, 100.0])], references, ..Default::default() });
+            let pixels = plotted(&picture, grey);
+            let (left, top) =
+                (pixels.iter().map(|p| p.0).min().unwrap(), pixels.iter().map(|p| p.1).min().unwrap());
+            pixels.iter().map(|(x, y)| (x - left, y - top)).collect::<Vec<_>>()
+        };
+        let none = Reference::Points { label: "nothing".into(), points: vec![] };
+        let first = mark_of(&[published("a", 20.0)]);
+        assert!((100..400).contains(&first.len()), "{} pixels", first.len());
+        assert_ne!(first, mark_of(&[none, published("a", 20.0)]));
+    }
+
+    #[test]
+    fn a_note_makes_room_for_itself_and_dots_mark_the_points() {
+        let curves = [line("PPO", &[0.0, 100.0, 50.0])];
+        let plain = chart(&Chart { curves: &curves, ..Default::default() });
+        let noted = chart(&Chart { curves: &curves, note: "mean of three seeds", ..Default::default() });
+        assert_eq!(noted.height, plain.height + 2 * NOTE_HEIGHT as usize);
+        let dotted = chart(&Chart { curves: &curves, dots: true, ..Default::default() });
+        let more = plotted(&dotted, BLUE).len() - plotted(&plain, BLUE).len();
+        assert!(more > 100, "{more} pixels");
     }
 
     #[test]

@@ -424,7 +424,7 @@ impl Run {
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
     {
         let env_id = self.args.env_id.clone();
-        self.evaluate_on(move |num_envs, seed| VecEnv::make(&env_id, num_envs, seed), policy)
+        self.evaluate_on(move |num_envs, seed| VecEnv::make_for_evaluation(&env_id, num_envs, seed), policy)
     }
 
     /// [`Run::evaluate`] on environments that `make(num_envs, seed)` builds.

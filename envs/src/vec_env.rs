@@ -1,6 +1,7 @@
 //! Many copies of one environment, stepped together.
 
-use crate::{Action, Canvas, Env, Result, Rng, Space, Spec, State, Step, gymnasium, invalid, make, rng};
+use crate::gymnasium::{Bridge, Purpose, Python};
+use crate::{Action, Canvas, Env, Result, Rng, Space, Spec, State, Step, invalid, make, rng};
 use serde::{Deserialize, Serialize};
 
 /// One action for each environment.
@@ -70,7 +71,7 @@ pub struct VecEnv {
 
 enum Backend {
     Native(Vec<Box<dyn Env>>),
-    Gymnasium(Box<gymnasium::Bridge>),
+    Gymnasium(Box<Bridge>),
 }
 
 /// What a first observation is called in an error.
@@ -121,11 +122,27 @@ impl VecEnv {
     /// # Errors
     /// An unknown id, and whatever the environment itself reports.
     pub fn make(env_id: &str, num_envs: usize, seed: u64) -> Result<Self> {
+        Self::make_for(Purpose::Training, env_id, num_envs, seed)
+    }
+
+    /// The same to measure what has been learned: an episode of an Atari game is then a whole game,
+    /// and its rewards are the true ones. It makes no difference to other environments.
+    ///
+    /// # Errors
+    /// As [`VecEnv::make`].
+    pub fn make_for_evaluation(env_id: &str, num_envs: usize, seed: u64) -> Result<Self> {
+        Self::make_for(Purpose::Evaluation, env_id, num_envs, seed)
+    }
+
+    fn make_for(purpose: Purpose, env_id: &str, num_envs: usize, seed: u64) -> Result<Self> {
         if num_envs == 0 {
             return invalid("--num-envs 0: at least one environment is needed");
         }
         let backend = match env_id.strip_prefix("gym:") {
-            Some(id) => Backend::Gymnasium(Box::new(gymnasium::Bridge::new(id, num_envs)?)),
+            Some(id) => {
+                let bridge = Bridge::start_for(purpose, id, num_envs, &Python::from_env()?)?;
+                Backend::Gymnasium(Box::new(bridge))
+            }
             None => Backend::Native((0..num_envs).map(|_| make(env_id)).collect::<Result<_>>()?),
         };
         Self::with_backend(backend, num_envs, seed)

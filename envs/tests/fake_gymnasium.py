@@ -1,6 +1,8 @@
 """A stand-in for Gymnasium with small environments that behave well or badly, for gymnasium_bridge.rs."""
 
+import array
 import itertools
+import math
 import os
 import signal
 import stat
@@ -19,6 +21,7 @@ class Discrete:
 
 class Box:
     def __init__(self, low, high, shape, dtype="float32"):
+        low, high = ([bound] * math.prod(shape) if isinstance(bound, int) else bound for bound in (low, high))
         self.low, self.high, self.shape, self.dtype = low, high, shape, dtype
 
 
@@ -198,7 +201,75 @@ class Broken(Count):
         raise RuntimeError("no display")
 
 
-def make(env_id, disable_env_checker):
+class Console:
+    """What an Atari game runs on, which cannot be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'Console' object")
+
+    def cloneState(self, include_rng):
+        return self.t, self.lives, include_rng
+
+    def restoreState(self, state):
+        self.t, self.lives, with_rng = state
+        assert with_rng
+
+
+class Game(EzPickle):
+    """Two lives, of which each DIE takes one; every pixel shows 50 times the game, plus its steps so far."""
+
+    spec = SimpleNamespace(max_episode_steps=None, reward_threshold=None)
+    action_space = Discrete(3)
+    rewards = [7.0, 2.0, -3.0]
+    second = "FIRE"
+
+    def __init__(self, frameskip):
+        self._ezpickle_args, self._ezpickle_kwargs = (), {"frameskip": frameskip}
+        self.unwrapped, self.frameskip, self.game, self.ale = self, frameskip, -1, Console()
+
+    def get_action_meanings(self):
+        return ["NOOP", self.second, "DIE"]
+
+    def reset(self, seed=None):
+        self.game += 1
+        self.ale.t, self.ale.lives = 0, 2
+        return self.picture(), {"lives": 2}
+
+    def step(self, action):
+        self.ale.t += 1
+        self.ale.lives -= action == 2
+        return self.picture(), self.rewards[action], self.ale.lives == 0, False, {"lives": self.ale.lives}
+
+    def picture(self):
+        return array.array("B", [50 * self.game + self.ale.t]) * 84 * 84
+
+    def close(self):
+        pass
+
+
+class Calm(Game):
+    """Begins by itself."""
+
+    second = "UP"
+
+
+def preprocessing(env, **settings):
+    expected = dict(noop_max=30, frame_skip=4, screen_size=84, terminal_on_life_loss=False, grayscale_obs=True)
+    if settings != expected or env.frameskip != 1:
+        raise Error(f"{settings}")
+    return env
+
+
+def register_envs(module):
+    assert module.__name__ == "ale_py"
+
+
+wrappers = SimpleNamespace(AtariPreprocessing=preprocessing)
+
+
+def make(env_id, disable_env_checker, **arguments):
+    if env_id in ("ALE/Game-v5", "ALE/Calm-v5"):
+        return {"ALE/Game-v5": Game, "ALE/Calm-v5": Calm}[env_id](**arguments)
     known = {cls.__name__ + "-v0": cls for cls in [*Count.__subclasses__(), Count, Outside]}
     if env_id not in known:
         raise Error(f"Environment `{env_id}` doesn't exist.\nDid you mean: `Count`?")

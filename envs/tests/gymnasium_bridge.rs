@@ -3,7 +3,7 @@
 
 #![cfg(unix)]
 
-use envs::gymnasium::{self, Bridge, Python, Single};
+use envs::gymnasium::{self, Bridge, Purpose, Python, Single};
 use envs::{Action, Actions, Env, Episode, InvalidInput, Space, VecEnv, rng};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -264,6 +264,87 @@ fn what_is_not_installed_is_named() {
         refusal(Bridge::start("Count-v0", 1, &other)),
         "gym:Count-v0: Python ended during its start: exit status: 1"
     );
+}
+
+/// Modules beside the stand-in: each is there, with what is asked of one of them, or is not.
+fn with_modules(python: &Python, name: &str, modules: [(&str, bool); 2]) -> Python {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    for (module, exists) in modules {
+        let missing = format!("raise ModuleNotFoundError(\"no {module}\", name=\"{module}\")\n");
+        std::fs::create_dir_all(folder.join(module)).unwrap();
+        let logger = "from types import SimpleNamespace\nLoggerMode = SimpleNamespace(Error=2)\n\
+                      ALEInterface = SimpleNamespace(setLoggerMode=lambda mode: None)\n";
+        let text = if exists { logger } else { &missing };
+        std::fs::write(folder.join(module).join("__init__.py"), text).unwrap();
+    }
+    let mut python = python.clone();
+    python.module_paths.push(folder);
+    python
+}
+
+#[test]
+fn what_atari_games_need_is_named() {
+    let Some(python) = python() else { return };
+    for (missing, modules) in
+        [("ale_py", [("ale_py", false), ("cv2", true)]), ("cv2", [("ale_py", true), ("cv2", false)])]
+    {
+        let python = with_modules(&python, &format!("without_{missing}"), modules);
+        let message = refusal(Bridge::start("ALE/Game-v5", 1, &python));
+        assert!(
+            message.contains(&format!("has no package {missing}; install what Atari games")),
+            "{message}"
+        );
+        assert!(message.contains("-m pip install gymnasium==1.4.0 ale-py=="), "{message}");
+    }
+}
+
+/// An observation in which every pixel has these four values.
+fn stack(frames: [u8; 4]) -> Vec<f32> {
+    frames.map(f32::from).repeat(84 * 84)
+}
+
+#[test]
+fn an_atari_episode_is_a_life_while_training_and_a_game_in_an_evaluation() {
+    const NOOP: [u32; 1] = [0];
+    const DIE: [u32; 1] = [2];
+    let Some(python) = python() else { return };
+    let python = with_modules(&python, "atari", [("ale_py", true), ("cv2", true)]);
+    let start = |purpose: Purpose, id: &str| {
+        let mut bridge = Bridge::start_for(purpose, id, 1, &python).unwrap();
+        let mut observations = stack([9; 4]);
+        bridge.reset(0, &mut observations).unwrap();
+        (bridge, observations)
+    };
+    let check = |stepped: Stepped, reward: f64, ended: bool, last: [u8; 4], shown: [u8; 4]| {
+        assert_eq!((stepped.rewards[0], stepped.terminated[0], stepped.truncated[0]), (reward, ended, false));
+        assert!(stepped.finals == stack(last) && stepped.observations == stack(shown), "{last:?} {shown:?}");
+    };
+
+    let (mut training, first) = start(Purpose::Training, "ALE/Game-v5");
+    let Space::Box { shape, high, .. } = &training.spec().observation_space else { panic!("not a Box") };
+    assert_eq!((shape.as_slice(), high[0]), (&[84, 84, 4][..], 255.0));
+    assert_eq!(gymnasium::stacked_frames(&training.spec().id), 4);
+    assert!(first == stack([1; 4]), "FIRE was not pressed");
+    check(step(&mut training, &NOOP).unwrap(), 1.0, false, [1, 1, 1, 2], [1, 1, 1, 2]);
+    let snapshot = training.snapshot().unwrap();
+    for _ in 0..2 {
+        // A life is lost, and the game goes on with the next one; then it is over.
+        check(step(&mut training, &DIE).unwrap(), -1.0, true, [1, 1, 2, 3], [4; 4]);
+        check(step(&mut training, &NOOP).unwrap(), 1.0, false, [4, 4, 4, 5], [4, 4, 4, 5]);
+        check(step(&mut training, &DIE).unwrap(), -1.0, true, [4, 4, 5, 6], [51; 4]);
+        training.restore(&snapshot).unwrap();
+    }
+
+    let (mut evaluation, first) = start(Purpose::Evaluation, "ALE/Game-v5");
+    assert!(first == stack([1; 4]), "FIRE was not pressed");
+    check(step(&mut evaluation, &NOOP).unwrap(), 7.0, false, [1, 1, 1, 2], [1, 1, 1, 2]);
+    // With the reward of FIRE, after which the next life looks as it did while training.
+    check(step(&mut evaluation, &DIE).unwrap(), -1.0, false, [4; 4], [4; 4]);
+    check(step(&mut evaluation, &DIE).unwrap(), -3.0, true, [4, 4, 4, 5], [51; 4]);
+
+    let (mut calm, first) = start(Purpose::Training, "ALE/Calm-v5");
+    assert!(first == stack([0; 4]), "FIRE was pressed");
+    check(step(&mut calm, &DIE).unwrap(), -1.0, true, [0, 0, 0, 1], [1; 4]);
 }
 
 #[test]

@@ -54,14 +54,21 @@ pub fn from_runs(label: impl Into<String>, runs: &[Episodes], points: usize) -> 
         return curve;
     }
 
-    let num_seeds = runs.len();
-    let label = format!("{label} ({num_seeds} seeds, 95% CI)");
+    let label = format!("{label} ({} seeds, 95% CI)", runs.len());
+    let at = |x: f64| runs.iter().map(|run| running_mean(run, x, half_window)).collect();
+    let values: Vec<Vec<f64>> = xs.iter().map(|&x| at(x)).collect();
+    over_seeds(label, xs, &values)
+}
+
+/// The mean over seeds at each of `xs` and its 95 % bootstrap interval, as in [`from_runs`];
+/// `values[x]` has one number a seed, the same number of them everywhere and at least one.
+pub fn over_seeds(label: impl Into<String>, xs: Vec<f64>, values: &[Vec<f64>]) -> Curve {
+    let num_seeds = values.first().map_or(1, Vec::len);
     // One set of resampled seeds for all points: the band is as smooth as the curves are.
     let mut rng = rng(0, 0);
     let picks: Vec<usize> = (0..RESAMPLES * num_seeds).map(|_| rng.random_range(0..num_seeds)).collect();
-    let mut curve = Curve { label, xs, mean: vec![], low: vec![], high: vec![] };
-    for &x in &curve.xs {
-        let values: Vec<f64> = runs.iter().map(|run| running_mean(run, x, half_window)).collect();
+    let mut curve = Curve { label: label.into(), xs, mean: vec![], low: vec![], high: vec![] };
+    for values in values {
         let mut means: Vec<f64> = picks
             .chunks_exact(num_seeds)
             .map(|seeds| seeds.iter().map(|&seed| values[seed]).sum::<f64>() / num_seeds as f64)

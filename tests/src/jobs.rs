@@ -16,6 +16,9 @@ pub enum Tier {
     Test,
     /// The benchmarks in the algorithms' thresholds.toml, beside published results: hours
     Benchmark,
+    /// The pictures in tests/figures.toml, which `figures` draws
+    #[value(skip)]
+    Figure,
 }
 
 impl Tier {
@@ -24,6 +27,7 @@ impl Tier {
         match self {
             Self::Test => "test",
             Self::Benchmark => "benchmark",
+            Self::Figure => "figure",
         }
     }
 }
@@ -46,6 +50,9 @@ pub struct Entry {
     pub variant: String,
     /// The numbers that are taken from each run; at least one.
     pub measures: Vec<Measure>,
+    /// Rows of `metrics.csv` that are kept as curves, beside the episodic return; see
+    /// [`crate::result::BY_ROW`].
+    pub curves: Vec<String>,
 }
 
 /// A number taken from a run.
@@ -76,6 +83,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
         let list = match tier {
             Tier::Test => thresholds.gate,
             Tier::Benchmark => thresholds.benchmark,
+            Tier::Figure => Vec::new(), // they are no algorithm's
         };
         for entry in list {
             let reference = match entry.threshold {
@@ -107,6 +115,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
                     steps: entry.steps,
                     args: entry.args,
                     measures: vec![measure],
+                    curves: Vec::new(),
                 }),
             }
         }
@@ -155,7 +164,7 @@ pub fn select(entries: Vec<Entry>, tier: Tier, wanted: &[String]) -> Result<Vec<
 }
 
 /// A name for `args` that is fit for a file: `--hidden-size 64` becomes `hidden-size-64`.
-fn variant(args: &[String]) -> String {
+pub fn variant(args: &[String]) -> String {
     let plain = |c: char| if c.is_ascii_alphanumeric() || c == '.' { c } else { '-' };
     let words: Vec<String> =
         args.iter().map(|arg| arg.trim_start_matches('-').chars().map(plain).collect()).collect();
@@ -179,6 +188,9 @@ impl Entry {
         }
         for measure in &self.measures {
             text += &format!("\n{} {}", measure.metric, measure.last);
+        }
+        for curve in &self.curves {
+            text += &format!("\n{curve}");
         }
         format!("{:08x}", crc32c::crc32c(text.as_bytes()))
     }
@@ -212,6 +224,9 @@ impl std::str::FromStr for Shard {
 }
 
 impl Shard {
+    /// All jobs.
+    pub const WHOLE: Self = Self { index: 1, count: 1 };
+
     /// Every n-th of `jobs`, from the i-th on. It depends on nothing else, so the shards of one
     /// command line are disjoint and together complete wherever and whenever they run.
     pub fn of<T>(self, jobs: Vec<T>) -> Vec<T> {
@@ -298,5 +313,6 @@ mod tests {
         assert!(changed(&|e| e.args.push("--double".into())));
         assert!(changed(&|e| e.measures[0].last += 1));
         assert!(changed(&|e| e.measures[0].metric.push('x')));
+        assert!(changed(&|e| e.curves.push("losses/entropy".into())));
     }
 }

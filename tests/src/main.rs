@@ -5,12 +5,14 @@
 //! cargo run -p regression -- run                      # the tier `test`, five seeds
 //! cargo run -p regression -- report                   # results/README.md, curves, README.md
 //! cargo run -p regression -- compare OLD/results results
+//! cargo run -p regression -- figures                  # the pictures of tests/figures.toml
 //! cargo run -p regression -- speed --peers            # beside other libraries; results/speed.md
 //! ```
 
 mod compare;
 mod curves;
 mod digest;
+mod figures;
 mod jobs;
 mod report;
 mod result;
@@ -38,6 +40,8 @@ enum Command {
     Report(report::ReportArgs),
     /// Tell whether results are worse than older ones; exit code 1 if any is
     Compare(compare::CompareArgs),
+    /// Draw the pictures that tests/figures.toml describes; trains what they lack
+    Figures(figures::FiguresArgs),
     /// Measure speed beside other libraries and write results/speed.md
     Speed(SpeedArgs),
 }
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         Command::Run(args) => runner::run(args),
         Command::Report(args) => report::report(args),
         Command::Compare(args) => compare::compare(args),
+        Command::Figures(args) => figures::figures(args),
         Command::Speed(args) => speed(args),
     })
 }

@@ -407,7 +407,7 @@ fn line(row: &Row, index: usize, measure: &Measure, notes: &mut Vec<String>) -> 
             let decimals = decimals(median);
             format!("{median:.decimals$} | {}{of} | {worst:.decimals$} | {floor}{reason}", reference(measure))
         }
-        Tier::Benchmark => {
+        Tier::Benchmark | Tier::Figure => {
             let published = measure.reference.as_ref().map_or("–".into(), |published| {
                 let more =
                     if published.note.is_empty() { String::new() } else { format!(" ({})", published.note) };

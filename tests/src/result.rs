@@ -1,9 +1,9 @@
-//! The file that a finished run leaves: `runs/{tier}/{algorithm}__{env}[__variant]/{seed}.json`,
-//! small enough to be committed.
+//! The file that a finished run leaves: `runs/{tier}/{algorithm}__{env}[__variant]/{seed}.json`, or
+//! below `figures/{name}`; small enough to be committed.
 
 use crate::jobs::{Entry, Tier, name};
 use crate::statistics::{mean, variance};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use common::cli::Evaluation;
 use common::envs::invalid;
 use common::write_atomically;
@@ -16,6 +16,10 @@ use std::path::{Path, PathBuf};
 
 /// Points of a stored curve.
 const POINTS: usize = 200;
+
+/// What follows a metric in the name of a curve over its rows, from 1, and not over steps: episodes,
+/// where each has a row.
+pub const BY_ROW: &str = " by row";
 
 /// What one seed of an entry reached.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -46,6 +50,9 @@ pub struct RunResult {
     /// not: an entropy bonus of the wrong sign still solves CartPole.
     pub diagnostics: BTreeMap<String, f64>,
     pub curve: StoredCurve,
+    /// The same of the entry's other curves, by metric.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub curves: BTreeMap<String, StoredCurve>,
 }
 
 /// A measure's value in one run.
@@ -59,7 +66,8 @@ pub struct Value {
     pub std_error: f64,
 }
 
-/// Training returns over steps: episodes that ended close to each other are averaged.
+/// Training returns, or rows of another metric, over steps: episodes that ended close to each other
+/// are averaged.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StoredCurve {
@@ -86,8 +94,18 @@ impl RunResult {
             };
             values.push(Value { metric, last, value, std_error: round(variance_of_mean.sqrt()) });
         }
-        let episodes = rows.iter().filter(|row| row.tag == "charts/episodic_return");
-        let episodes: Vec<(f64, f64)> = episodes.map(|row| (row.step, row.value)).collect();
+        let points = |metric: &str| -> Vec<(f64, f64)> {
+            rows.iter().filter(|row| row.tag == metric).map(|row| (row.step, row.value)).collect()
+        };
+        let mut curves = BTreeMap::new();
+        for name in &entry.curves {
+            let points = match name.strip_suffix(BY_ROW) {
+                Some(metric) => (1..).map(f64::from).zip(points(metric).iter().map(|(_, y)| *y)).collect(),
+                None => points(name),
+            };
+            ensure!(!points.is_empty(), "metrics.csv has no rows of {name}");
+            curves.insert(name.clone(), StoredCurve::new(&points));
+        }
         Ok(Self {
             tier: entry.tier,
             algorithm: entry.algorithm.clone(),
@@ -105,13 +123,19 @@ impl RunResult {
             eval: summary.eval,
             values,
             diagnostics: diagnostics(&rows),
-            curve: StoredCurve::new(&episodes),
+            curve: StoredCurve::new(&points("charts/episodic_return")),
+            curves,
         })
     }
 
     /// What the entry's result files are called; see [`Entry::name`].
     pub fn name(&self) -> String {
         name(&self.algorithm, &self.env_id, &self.variant)
+    }
+
+    /// The curve of `metric`, if the run has one.
+    pub fn curve_of(&self, metric: &str) -> Option<&StoredCurve> {
+        if metric == "charts/episodic_return" { Some(&self.curve) } else { self.curves.get(metric) }
     }
 
     /// Reads one file.
@@ -152,9 +176,9 @@ fn diagnostics(rows: &[Row]) -> BTreeMap<String, f64> {
     values.iter().map(|(tag, values)| (tag.to_string(), round(mean(&values[values.len() / 2..])))).collect()
 }
 
-/// Where the result of a run is kept.
-pub fn path(results: &Path, entry: &Entry, seed: u64) -> PathBuf {
-    results.join("runs").join(entry.tier.name()).join(entry.name()).join(format!("{seed}.json"))
+/// Where the results of an entry's runs are kept, below the folder of all results.
+pub fn place(entry: &Entry) -> PathBuf {
+    Path::new("runs").join(entry.tier.name()).join(entry.name())
 }
 
 /// Every result below `results`, by tier, name and seed.

@@ -49,12 +49,19 @@ pub struct RunnerArgs {
     /// The first seed; the others follow
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
-    /// Processes at a time [default: the number of cores]
-    #[arg(long, value_parser = positive)]
-    jobs: Option<usize>,
     /// Take the i-th of n parts of the jobs; copy the files of all parts together afterwards
     #[arg(long, value_name = "i/n", default_value = "1/1")]
     shard: Shard,
+    #[command(flatten)]
+    pool: PoolArgs,
+}
+
+/// Flags of whatever trains.
+#[derive(clap::Args, Debug)]
+pub struct PoolArgs {
+    /// Processes at a time [default: the number of cores]
+    #[arg(long, value_parser = positive)]
+    jobs: Option<usize>,
     /// Folder of the results [default: results/ of the project]
     #[arg(long, value_name = "DIR")]
     results: Option<PathBuf>,
@@ -72,12 +79,33 @@ pub struct RunnerArgs {
     keep: bool,
     /// List the jobs and do nothing
     #[arg(long)]
-    dry_run: bool,
+    pub dry_run: bool,
+}
+
+impl PoolArgs {
+    /// Folder of the results.
+    pub fn results(&self) -> PathBuf {
+        self.results.clone().unwrap_or_else(default_results)
+    }
 }
 
 /// The project's own folder of results.
 pub fn default_results() -> PathBuf {
     root().join("results")
+}
+
+/// An entry, its seeds, and where their results are kept: a folder below that of all results.
+pub struct Training {
+    pub entry: Entry,
+    pub seeds: Vec<u64>,
+    pub place: PathBuf,
+}
+
+impl Training {
+    /// The file of a seed's result.
+    pub fn result(&self, results: &Path, seed: u64) -> PathBuf {
+        results.join(&self.place).join(format!("{seed}.json"))
+    }
 }
 
 /// One seed of an entry.
@@ -207,33 +235,44 @@ fn progress(stderr: &str) -> Option<(u64, String)> {
     })
 }
 
-/// Trains what is not done yet.
+/// Trains what is not done yet of a tier.
 ///
 /// # Errors
-/// Input that cannot be accepted; Ctrl-C; jobs that failed, after all others have run.
+/// As [`train`], and a tier that lacks an algorithm.
 pub fn run(args: RunnerArgs) -> Result<()> {
     let entries = jobs::select(jobs::entries(args.tier)?, args.tier, &args.algorithms)?;
     let Some(last_seed) = args.first_seed.checked_add(args.seeds as u64 - 1) else {
         return invalid(format!("--first-seed {}: leaves no room for {} seeds", args.first_seed, args.seeds));
     };
-    let results = args.results.clone().unwrap_or_else(default_results);
+    let seeds: Vec<u64> = (args.first_seed..=last_seed).collect();
+    let training = |entry| Training { place: result::place(&entry), seeds: seeds.clone(), entry };
+    let trainings: Vec<Training> = entries.into_iter().map(training).collect();
+    train(&trainings, args.shard, &args.pool)
+}
+
+/// Trains what is not done yet of `trainings`, or of a part of them.
+///
+/// # Errors
+/// Input that cannot be accepted; Ctrl-C; jobs that failed, after all others have run.
+pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()> {
+    let results = args.results();
     let work = args.work.clone().unwrap_or_else(|| root().join("target/regression"));
 
-    let digest = |entry: &Entry| source_digest(&root(), &entry.algorithm, &entry.env_id);
-    let digests = entries.iter().map(digest).collect::<Result<Vec<_>>>()?;
+    let digest = |t: &Training| source_digest(&root(), &t.entry.algorithm, &t.entry.env_id);
+    let digests = trainings.iter().map(digest).collect::<Result<Vec<_>>>()?;
     let mut all = Vec::new();
-    for (entry, source_digest) in entries.iter().zip(&digests) {
-        let folder = work.join(args.tier.name()).join(entry.name());
+    for (training, source_digest) in trainings.iter().zip(&digests) {
+        let Training { entry, seeds, place } = training;
         let digest = format!("{}{source_digest}", entry.config_digest());
-        all.extend((args.first_seed..=last_seed).map(|seed| Job {
+        all.extend(seeds.iter().map(|&seed| Job {
             entry,
             seed,
             source_digest,
-            result: result::path(&results, entry, seed),
-            work: folder.join(format!("{seed}-{digest}")),
+            result: training.result(&results, seed),
+            work: work.join(place).join(format!("{seed}-{digest}")),
         }));
     }
-    let all = args.shard.of(all);
+    let all = shard.of(all);
 
     let mut reasons: BTreeMap<&str, Option<String>> = BTreeMap::new();
     let (mut todo, mut skips, mut done) = (VecDeque::new(), Vec::new(), 0);

@@ -8,7 +8,8 @@
 //! things keep a network's Q-learning from diverging: transitions are drawn at random from a replay
 //! buffer, so that a batch is not a run of nearly equal pictures, and the targets come from a
 //! target network, a copy that is held still for a thousand steps (`dqn` explains this at length).
-//! New beside vectors are the convolutions and a buffer of bytes, a quarter of the size.
+//! New beside vectors are the convolutions and a buffer of bytes that holds each frame once: a million
+//! of 84 × 84 are 7.1 GB, where a stack of four for s and another for s' in each transition are 56.
 //!
 //! The online parameters θ are moved towards Bellman's equation, whose right-hand side is computed
 //! with the target parameters θ⁻; actions are ε-greedy:
@@ -26,23 +27,27 @@
 //! CleanRL's `dqn_atari.py`. As MinAtar's authors have it: a small network for small images, an update
 //! in every step (every fourth), θ⁻ copied every 1,000 steps (10,000 updates), a buffer of 100,000
 //! transitions (a million), rewards that are not clipped, frames that are neither skipped nor, unless
-//! `--frame-stack` says so, stacked.
+//! `--frame-stack` says so, stacked. Atari games do come as in the paper (`envs::gymnasium` has the
+//! details): frames skipped and stacked, a life an episode and rewards clipped while training.
 //!
 //! Run `cargo run -p dqn_pixels`: every ball is caught, a return of 1.0 on Catch-v0 after 20,000
 //! steps in a few seconds (the optimum; bsuite, Osband et al. 2020, arXiv:1908.03568).
 //! `cargo run -p dqn_pixels -- --env-id MinAtar/Breakout-v1 --total-timesteps 1000000` learns a
-//! game (9.2 after as many frames in Young & Tian's learning curves).
+//! game (9.2 after as many frames in Young & Tian's learning curves). Atari games want the paper's
+//! settings: `--env-id gym:ALE/Pong-v5 --train-frequency 4 --buffer-size 1000000 --learning-starts 50000
+//! --target-network-frequency 10000 --total-timesteps 10000000`.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::wrappers::FrameStack;
-use common::envs::{Env, Image, Rng, VecEnv, invalid, learner_rng, make};
+use common::envs::{Env, Image, Rng, VecEnv, gymnasium, invalid, learner_rng, make};
 use common::nn::{Adam, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, conv2d, copy_parameters};
 use common::nn::{linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
 use std::process::ExitCode;
 
 /// Deep Q-network on images
@@ -57,10 +62,11 @@ struct Args {
     /// Step size of Adam, α
     #[arg(long, default_value_t = 2.5e-4, value_parser = cli::non_negative)]
     learning_rate: f64,
-    /// Transitions that the replay buffer holds, two images of bytes each
+    /// Transitions that the replay buffer holds, a frame of bytes each
     #[arg(long, default_value_t = 100_000, value_parser = cli::positive)]
     buffer_size: usize,
-    /// Frames in one observation: 1 where a frame shows motion (MinAtar's do), 4 for Atari
+    /// Frames in one observation: 1 where a frame shows motion (MinAtar's do), or where the
+    /// environment stacks them itself (Atari's)
     #[arg(long, default_value_t = 1, value_parser = cli::positive)]
     frame_stack: usize,
     /// Discount, γ
@@ -138,18 +144,24 @@ impl QNetwork {
     }
 }
 
-/// The last `capacity` transitions, the oldest overwritten first. Pixels are bytes, in steps of 1/255 of
-/// the largest value: exact for 0 and 1 and for images of bytes.
+/// The last `capacity` transitions, the oldest overwritten first. An observation is the last
+/// `frame_stack` frames of its episode, its first one in the place of those before it; each frame is
+/// kept once. Pixels are bytes, in steps of 1/255 of the largest value: exact for 0 and 1 and for
+/// images of bytes.
 #[derive(Serialize, Deserialize, Default)]
 struct ReplayBuffer {
     capacity: usize,
-    high: f32,                  // the largest value of a pixel
-    next_row: usize,            // where the next transition goes
-    observations: Vec<u8>,      // s, [len, height · width · channels]
-    actions: Vec<u32>,          // a, [len]
-    rewards: Vec<f32>,          // r, [len]
-    next_observations: Vec<u8>, // s', an episode's true last one at its end, shaped like s
-    terminated: Vec<f32>,       // 1 where nothing lies beyond s', 0 elsewhere, truncation included, [len]
+    frame_stack: usize,
+    channels: usize,                   // of a frame
+    high: f32,                         // the largest value of a pixel
+    next_row: usize,                   // where the next transition goes
+    frames: VecDeque<Box<[u8]>>,       // in the order of time, [height · width · channels] each
+    dropped: usize,                    // frames that came before these: frame i is frames[i − dropped]
+    episode: Option<usize>,            // the first frame of the running episode
+    observations: Vec<(usize, usize)>, // of s the episode's first frame and its own newest, [len]
+    actions: Vec<u32>,                 // a, [len]
+    rewards: Vec<f32>,                 // r, [len]
+    terminated: Vec<f32>,              // 1 where nothing lies beyond s', 0 elsewhere, [len]
 }
 
 /// Transitions drawn from the buffer.
@@ -162,28 +174,71 @@ struct Batch {
 }
 
 impl ReplayBuffer {
+    fn new(image: Image, frame_stack: usize, capacity: usize) -> Self {
+        let (channels, high) = (image.channels / frame_stack, image.high);
+        Self { capacity, frame_stack, channels, high, ..Default::default() }
+    }
+
     /// Stores the step that `envs`, a single environment, has just made.
     fn store(&mut self, observation: &[f32], action: u32, envs: &VecEnv) {
-        let (row, high) = (self.next_row, self.high);
-        let bytes =
-            |pixels: &[f32]| pixels.iter().map(|x| (x / high * 255.0).round() as u8).collect::<Vec<_>>();
-        write_row(&mut self.observations, row, &bytes(observation));
+        // s: in the middle of an episode it is the s' of the step before.
+        let first = match self.episode {
+            Some(first) => first,
+            None => self.store_frame(observation),
+        };
+        let newest = self.dropped + self.frames.len() - 1;
+        // s', whose newest frame is always the one after that of s.
+        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
+        self.store_frame(envs.final_observations());
+        let row = self.next_row;
+        write_row(&mut self.observations, row, &[(first, newest)]);
         write_row(&mut self.actions, row, &[action]);
         write_row(&mut self.rewards, row, envs.rewards());
-        // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
-        write_row(&mut self.next_observations, row, &bytes(envs.final_observations()));
         write_row(&mut self.terminated, row, &[f32::from(u8::from(envs.terminated()[0]))]);
+        let done = envs.terminated()[0] || envs.truncated()[0];
+        self.episode = (!done).then_some(first);
         self.next_row = (row + 1) % self.capacity;
+        // Frames that the oldest transition does not show are shown by none.
+        let (first, newest) = *self.observations.get(self.next_row).unwrap_or(&self.observations[0]);
+        while self.dropped < first.max((newest + 1).saturating_sub(self.frame_stack)) {
+            self.frames.pop_front();
+            self.dropped += 1;
+        }
+    }
+
+    /// Appends the newest frame of a stack, the last `channels` values of each pixel; returns its number.
+    fn store_frame(&mut self, observation: &[f32]) -> usize {
+        let (channels, stacked) = (self.channels, self.frame_stack * self.channels);
+        let newest = observation.chunks_exact(stacked).flat_map(|pixel| &pixel[stacked - channels..]);
+        self.frames.push_back(newest.map(|x| (x / self.high * 255.0).round() as u8).collect());
+        self.dropped + self.frames.len() - 1
+    }
+
+    /// The bytes of s in a row (`ahead` 0) or of its s' (1), `[height · width · frame_stack · channels]`,
+    /// in each pixel the oldest frame first.
+    fn stack(&self, row: usize, ahead: usize) -> Vec<u8> {
+        let (first, newest) = self.observations[row];
+        let (channels, stacked) = (self.channels, self.frame_stack * self.channels);
+        let mut pixels = vec![0; self.frames[0].len() * self.frame_stack];
+        for age in 0..self.frame_stack {
+            // Easy to miss: before an episode's first frame lies another episode.
+            let frame = &self.frames[(newest + ahead).saturating_sub(age).max(first) - self.dropped];
+            let start = stacked - (age + 1) * channels;
+            for (pixel, values) in pixels.chunks_exact_mut(stacked).zip(frame.chunks_exact(channels)) {
+                pixel[start..start + channels].copy_from_slice(values);
+            }
+        }
+        pixels
     }
 
     /// `batch_size` transitions, uniformly and with replacement.
     fn sample(&self, batch_size: usize, rng: &mut Rng, device: &Device) -> Result<Batch> {
         let len = self.rewards.len();
         let rows: Vec<usize> = (0..batch_size).map(|_| rng.random_range(0..len)).collect();
-        let pixels = |column: &[u8]| {
-            let width = column.len() / len;
-            let bytes = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
-            let values = bytes.map(|&byte| f32::from(byte) / 255.0).collect();
+        let pixels = |ahead: usize| {
+            let bytes = rows.iter().flat_map(|&row| self.stack(row, ahead));
+            let values: Vec<f32> = bytes.map(|byte| f32::from(byte) / 255.0).collect();
+            let width = values.len() / batch_size;
             Tensor::from_vec(values, (batch_size, width), device)
         };
         let numbers = |column: &[f32]| {
@@ -192,10 +247,10 @@ impl ReplayBuffer {
         };
         let actions: Vec<u32> = rows.iter().map(|&row| self.actions[row]).collect();
         Ok(Batch {
-            observations: pixels(&self.observations)?,
+            observations: pixels(0)?,
             actions: Tensor::from_vec(actions, (batch_size, 1), device)?,
             rewards: numbers(&self.rewards)?,
-            next_observations: pixels(&self.next_observations)?,
+            next_observations: pixels(1)?,
             terminated: numbers(&self.terminated)?,
         })
     }
@@ -303,15 +358,24 @@ fn linear_schedule(start: f64, end: f64, duration: f64, step: usize) -> f64 {
     start + (end - start) * progress
 }
 
-/// Environments that observe their last `frame_stack` frames.
-fn make_envs(args: &Args, num_envs: usize, seed: u64) -> Result<VecEnv> {
-    let stacked = || -> Result<Box<dyn Env>> {
-        Ok(Box::new(FrameStack::new(make(&args.run.env_id)?, args.frame_stack)?))
-    };
-    match args.frame_stack {
-        1 => VecEnv::make(&args.run.env_id, num_envs, seed),
+/// Builds environments that observe their last `frame_stack` frames, for training or an evaluation.
+fn make_envs(args: &Args, num_envs: usize, seed: u64, evaluate: bool) -> Result<VecEnv> {
+    let id = &args.run.env_id;
+    let stacked = || -> Result<Box<dyn Env>> { Ok(Box::new(FrameStack::new(make(id)?, args.frame_stack)?)) };
+    match (args.frame_stack, evaluate) {
+        (1, false) => VecEnv::make(id, num_envs, seed),
+        (1, true) => VecEnv::make_for_evaluation(id, num_envs, seed),
         _ => VecEnv::new((0..num_envs).map(|_| stacked()).collect::<Result<_>>()?, seed),
     }
+}
+
+/// Frames in one observation, whoever stacks them.
+fn frames_per_observation(args: &Args) -> Result<usize> {
+    let (id, own) = (&args.run.env_id, gymnasium::stacked_frames(&args.run.env_id));
+    if own > 1 && args.frame_stack > 1 {
+        return invalid(format!("--frame-stack {}: {id} stacks {own} frames itself", args.frame_stack));
+    }
+    Ok(own * args.frame_stack)
 }
 
 fn main() -> ExitCode {
@@ -319,7 +383,8 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
-    let mut envs = make_envs(&args, 1, args.run.seed)?;
+    let frame_stack = frames_per_observation(&args)?;
+    let mut envs = make_envs(&args, 1, args.run.seed, false)?;
     let (image, num_actions) = envs.spec().image_to_discrete("dqn_pixels")?;
     if image.height.min(image.width) < 3 {
         let (id, height, width) = (&args.run.env_id, image.height, image.width);
@@ -328,7 +393,7 @@ fn train(args: Args) -> Result<()> {
     let sizes = if image.height.min(image.width) >= 36 { ATARI } else { MINATAR };
     let mut rng = learner_rng(args.run.seed);
     let mut dqn = Dqn::new(image, &sizes, num_actions, &args)?;
-    let mut buffer = ReplayBuffer { capacity: args.buffer_size, high: image.high, ..Default::default() };
+    let mut buffer = ReplayBuffer::new(image, frame_stack, args.buffer_size);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
@@ -375,7 +440,7 @@ fn train(args: Args) -> Result<()> {
 
     run.save_or_load_model(&mut dqn.parameters)?;
     run.evaluate_on(
-        |num_envs, seed| make_envs(&args, num_envs, seed),
+        |num_envs, seed| make_envs(&args, num_envs, seed, true),
         |observations| dqn.act_greedily(observations),
     )?;
     Ok(())

@@ -3,9 +3,11 @@
 
 use super::*;
 use approx::assert_abs_diff_eq;
-use common::envs::{Space, rng};
+use common::envs::{Space, persist::Persist, rng};
 use common::nn::backward;
+use regression::scripted::{End, Log, Script, Scripted};
 use regression::{SCRIPT, View, first_gradients, recorded::values, scripted};
+use std::collections::BTreeSet;
 
 /// The default hyper-parameters but for `flags`.
 fn args(flags: &[&str]) -> Args {
@@ -157,7 +159,8 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
     let view = View::Image([4, 5, 2]);
     let (mut envs, log) = scripted(1, view, Space::Discrete { n: 3 }, SCRIPT);
     let dqn = learner(&[]);
-    let mut buffer = ReplayBuffer { capacity: CAPACITY, high: 255.0, ..Default::default() };
+    let image = Image { height: 4, width: 5, channels: 2, high: 255.0 };
+    let mut buffer = ReplayBuffer::new(image, 1, CAPACITY);
     let mut rng = rng(1, 0);
     let bytes = |pixels: &[f32]| pixels.iter().map(|&x| x as u8).collect::<Vec<_>>();
     let mut kinds = [false; 3]; // a termination, a truncation, both
@@ -171,14 +174,10 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
         assert_eq!(buffer.rewards.len(), kept);
         for (i, t) in happened.iter().enumerate().skip(happened.len() - kept) {
             let row = i % CAPACITY;
-            assert_eq!(buffer.observations[40 * row..40 * (row + 1)], bytes(&t.observation), "{t:?}");
+            assert_eq!(buffer.stack(row, 0), bytes(&t.observation), "{t:?}");
             assert_eq!(buffer.actions[row] as f32, t.action[0], "{t:?}");
             assert_eq!(buffer.rewards[row], t.reward, "{t:?}");
-            assert_eq!(
-                buffer.next_observations[40 * row..40 * (row + 1)],
-                bytes(&t.next_observation),
-                "{t:?}"
-            );
+            assert_eq!(buffer.stack(row, 1), bytes(&t.next_observation), "{t:?}");
             assert_eq!(buffer.terminated[row] == 1.0, t.terminated, "{t:?}");
             kinds[0] |= t.terminated && !t.truncated;
             kinds[1] |= t.truncated && !t.terminated;
@@ -194,11 +193,10 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
     let scaled = |bytes: &[u8]| bytes.iter().map(|&byte| f32::from(byte) / 255.0).collect::<Vec<_>>();
     for i in 0..700 {
         let row = buffer.rewards.iter().position(|&r| r == column(&batch.rewards, i)[0]).unwrap();
-        let own = 40 * row..40 * (row + 1);
         seen[row] += 1;
-        assert_eq!(column(&batch.observations, i), scaled(&buffer.observations[own.clone()]));
+        assert_eq!(column(&batch.observations, i), scaled(&buffer.stack(row, 0)));
         assert_eq!(batch.actions.get(i).unwrap().to_vec1::<u32>().unwrap(), buffer.actions[row..row + 1]);
-        assert_eq!(column(&batch.next_observations, i), scaled(&buffer.next_observations[own]));
+        assert_eq!(column(&batch.next_observations, i), scaled(&buffer.stack(row, 1)));
         assert_eq!(column(&batch.terminated, i), buffer.terminated[row..row + 1]);
     }
     assert!(seen.iter().all(|count| (60..140).contains(count)), "{seen:?}");
@@ -208,10 +206,10 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
 #[test]
 fn what_an_environment_shows_comes_back_from_the_buffer() {
     let args = args(&["--env-id", "MinAtar/Asterix-v1", "--frame-stack", "3"]);
-    let mut envs = make_envs(&args, 1, 1).unwrap();
+    let mut envs = make_envs(&args, 1, 1, false).unwrap();
     let (image, _) = envs.spec().image_to_discrete("dqn_pixels").unwrap();
     assert_eq!((image.high, image.channels % 3), (1.0, 0));
-    let mut buffer = ReplayBuffer { capacity: 1, high: image.high, ..Default::default() };
+    let mut buffer = ReplayBuffer::new(image, 3, 1);
     let (mut rng, mut ended) = (rng(1, 0), false);
     for t in 0..200 {
         let before = envs.observations().to_vec();
@@ -223,6 +221,48 @@ fn what_an_environment_shows_comes_back_from_the_buffer() {
         ended |= envs.terminated()[0];
     }
     assert!(ended, "no episode ended");
+}
+
+/// Stacks across the ends of episodes, terminated and truncated, and around the end of the buffer.
+#[test]
+fn stacks_share_their_frames_and_never_reach_into_another_episode() {
+    const CAPACITY: usize = 7;
+    const LONG: Script = &[(6, End::Terminated), (5, End::Truncated), (1, End::Both), (2, End::Terminated)];
+    let (view, log) = (View::Image([4, 5, 2]), Log::default());
+    let env = Scripted::new(0, view, Space::Discrete { n: 3 }, LONG, log.clone());
+    let mut envs = VecEnv::new(vec![Box::new(FrameStack::new(env, 3).unwrap())], 0).unwrap();
+    let (image, _) = envs.spec().image_to_discrete("dqn_pixels").unwrap();
+    assert_eq!(image.channels, 6);
+    let mut buffer = ReplayBuffer::new(image, 3, CAPACITY);
+    // The steps of an episode that a stack shows, the oldest first; the first stands in for those before.
+    let steps = |newest: usize| [2, 1, 0].map(|age| newest.saturating_sub(age));
+    let stack = |episode: usize, newest: usize| -> Vec<u8> {
+        let frames = steps(newest).map(|step| view.observation(0, episode, step));
+        let pixels = (0..20).flat_map(|p| frames.each_ref().map(|frame| &frame[2 * p..2 * p + 2]));
+        pixels.flatten().map(|&x| x as u8).collect()
+    };
+    for t in 0..60 {
+        let observation = envs.observations().to_vec();
+        envs.step(&[t % 3]).unwrap();
+        buffer.store(&observation, t % 3, &envs);
+        if t % 20 == 9 {
+            let saved = buffer.save().unwrap();
+            buffer = ReplayBuffer::default();
+            buffer.load(&saved).unwrap();
+        }
+        let happened = log.transitions();
+        let kept = happened.iter().enumerate().skip(happened.len().saturating_sub(CAPACITY));
+        let mut shown = BTreeSet::new();
+        for (i, t) in kept {
+            assert_eq!(buffer.rewards[i % CAPACITY], t.reward);
+            assert_eq!(buffer.stack(i % CAPACITY, 0), stack(t.episode, t.step), "{t:?}");
+            assert_eq!(buffer.stack(i % CAPACITY, 1), stack(t.episode, t.step + 1), "{t:?}");
+            let both = steps(t.step).into_iter().chain(steps(t.step + 1));
+            shown.extend(both.map(|step| (t.episode, step)));
+        }
+        // Each frame once, and none that is not needed.
+        assert_eq!(buffer.frames.len(), shown.len());
+    }
 }
 
 #[test]

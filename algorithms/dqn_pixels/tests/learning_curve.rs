@@ -41,6 +41,8 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "MinAtar/Breakout"], &["MinAtar/Breakout-v1"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--frame-stack", "0"], &["'0'", "--frame-stack", "at least 1"]);
+    let atari = ["--env-id", "gym:ALE/Pong-v5", "--frame-stack", "4"];
+    refuses(&atari, &["--frame-stack 4", "gym:ALE/Pong-v5 stacks 4 frames itself"]);
     refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
     refuses(&["--train-frequency", "0"], &["'0'", "--train-frequency", "at least 1"]);
     refuses(&["--target-network-frequency", "x"], &["'x'", "--target-network-frequency"]);

@@ -1,6 +1,7 @@
 """Serves copies of a Gymnasium environment to the program that started this process.
 
-Arguments: the environment's id, the number of copies, and `autoreset` or `single`.
+Arguments: the environment's id, the number of copies, `autoreset` or `single`, and `training` or
+`evaluation`, which is the same for all but Atari games (class Atari).
 
 Descriptor 1 is a socket to that program, descriptor 0 a pipe that it holds open for as long as it
 lives. The socket carries frames: one byte that names the frame, the number of bytes that follow
@@ -29,6 +30,8 @@ import time
 HEADER = struct.Struct("=cQ")
 GRACE = 2.0  # seconds that environments get to close themselves when the program has ended
 FLOATS = ("float16", "float32", "float64")
+GYMNASIUM = "gymnasium==1.4.0"
+ATARI = f"{GYMNASIUM} ale-py==0.12.1 opencv-python-headless==5.0.0.93"
 
 
 class Refused(Exception):
@@ -145,6 +148,13 @@ def set_dict(instance, state):
     instance.__dict__.update(state)
 
 
+def rebuild_game(kind, args, kwargs, state):
+    """An Atari game in this state of its console, which cannot be pickled itself."""
+    game = kind(*args, **kwargs)
+    game.ale.restoreState(state)
+    return game
+
+
 def pickle_whole(value):
     """Pickles what `value` is, not how it was built.
 
@@ -157,21 +167,122 @@ def pickle_whole(value):
 
     class Pickler(pickle.Pickler):
         def reducer_override(self, value):
-            if isinstance(value, gymnasium.utils.EzPickle):
-                return copyreg.__newobj__, (type(value),), value.__dict__, None, None, set_dict
-            return NotImplemented
+            if not isinstance(value, gymnasium.utils.EzPickle):
+                return NotImplemented
+            attributes = dict(value.__dict__)
+            console = attributes.pop("ale", None)
+            if console is None:
+                return copyreg.__newobj__, (type(value),), attributes, None, None, set_dict
+            arguments = value._ezpickle_args, value._ezpickle_kwargs
+            state = console.cloneState(include_rng=True)
+            return rebuild_game, (type(value), *arguments, state), attributes, None, None, set_dict
 
     file = io.BytesIO()
     Pickler(file, protocol=4).dump(value)
     return file.getvalue()
 
 
+class Atari:
+    """A game of the Arcade Learning Environment as Mnih et al. (2015) have it, and all after them.
+
+    Gymnasium's AtariPreprocessing begins a game with up to 30 no-ops, takes an action for four
+    frames, and shows the maximum of the last two, in grey, 84 × 84. Added here:
+
+    - the last four of these pictures are one observation, [84, 84, 4], the oldest first; a life's
+      first picture fills them all;
+    - FIRE is pressed for the agent at the start of a life, where the game waits for it;
+    - while training, a life that is lost ends the episode, though the game goes on in the next one,
+      and rewards are clipped to [-1, 1]. In an evaluation an episode is a game with its true score.
+    """
+
+    FIRE = 1  # the index of this action, where a game has it
+    FRAMES = 4
+    SIDE = 84
+
+    def __init__(self, env_id, training):
+        env = gymnasium.make(env_id, frameskip=1, disable_env_checker=True)
+        self.env = gymnasium.wrappers.AtariPreprocessing(
+            env, noop_max=30, frame_skip=4, screen_size=self.SIDE, terminal_on_life_loss=False, grayscale_obs=True
+        )
+        self.training = training
+        self.fires = "FIRE" in env.unwrapped.get_action_meanings()[self.FIRE : self.FIRE + 1]
+        self.spec, self.action_space = env.spec, env.action_space
+        self.observation_space = gymnasium.spaces.Box(0, 255, (self.SIDE, self.SIDE, self.FRAMES), "uint8")
+        self.over, self.lives, self.frames = True, 0, []
+
+    def reset(self, seed=None):
+        if self.over or seed is not None:
+            frame, info = self.env.reset(seed=seed)
+            self.lives, self.frames = info["lives"], [frame.tobytes()]
+        _, self.over = self.start_life()
+        return self.observe(), {}
+
+    def step(self, action):
+        frame, reward, terminated, truncated, info = self.env.step(action)
+        # The last life is the game's own end; some games count down to it early.
+        life_lost = 0 < info["lives"] < self.lives
+        self.lives = info["lives"]
+        self.frames = [*self.frames[1:], frame.tobytes()]
+        self.over = terminated or truncated
+        if self.training:
+            reward = max(-1.0, min(1.0, reward))
+            terminated = terminated or life_lost
+        elif life_lost and not self.over:
+            # What an agent saw at the start of each life while training.
+            more, self.over = self.start_life()
+            reward, terminated = reward + more, self.over
+        return self.observe(), reward, terminated, truncated, info
+
+    def start_life(self):
+        """Fires, if need be, and fills the stack; returns the reward and whether the game has ended."""
+        reward, over = 0.0, False
+        if self.fires:
+            frame, reward, terminated, truncated, info = self.env.step(self.FIRE)
+            self.lives, self.frames = info["lives"], [frame.tobytes()]
+            over = terminated or truncated
+        self.frames = self.frames[-1:] * self.FRAMES
+        return reward, over
+
+    def observe(self):
+        """The frames, each pixel's values side by side."""
+        pixels = bytearray(self.SIDE * self.SIDE * self.FRAMES)
+        for i, frame in enumerate(self.frames):
+            pixels[i :: self.FRAMES] = frame
+        return pixels
+
+    def close(self):
+        self.env.close()
+
+
+def make_atari(env_id, training):
+    try:
+        import ale_py
+        import cv2  # which AtariPreprocessing needs
+    except ModuleNotFoundError as error:
+        if error.name not in ("ale_py", "cv2"):
+            raise
+        raise Refused(
+            f"{sys.executable} has no package {error.name}; install what Atari games need with "
+            f"`{sys.executable} -m pip install {ATARI}`"
+        ) from None
+    gymnasium.register_envs(ale_py)
+    # Each copy of a game would begin with two lines about its emulator.
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    return Atari(env_id, training)
+
+
+def make(env_id, training):
+    if env_id.startswith("ALE/"):
+        return make_atari(env_id, training)
+    return gymnasium.make(env_id, disable_env_checker=True)
+
+
 class Server:
     """The copies, and what can be asked of them."""
 
-    def __init__(self, env_id, num_envs, autoreset):
+    def __init__(self, env_id, num_envs, autoreset, training):
         try:
-            self.envs = [gymnasium.make(env_id, disable_env_checker=True) for _ in range(num_envs)]
+            self.envs = [make(env_id, training) for _ in range(num_envs)]
         except gymnasium.error.Error as error:
             # Unknown ids and packages that are missing: Gymnasium's message says what to do.
             raise Refused(str(error)) from None
@@ -252,7 +363,7 @@ def main():
     global gymnasium, numpy
     lifeline, connection = take_descriptors()
     stand_guard(lifeline, connection)
-    env_id, num_envs, mode = sys.argv[1:]
+    env_id, num_envs, mode, purpose = sys.argv[1:]
     try:
         try:
             import gymnasium
@@ -261,13 +372,13 @@ def main():
                 raise
             raise Refused(
                 f"{sys.executable} has no package gymnasium; install it with `{sys.executable} -m pip install "
-                "gymnasium==1.4.0`, or name another interpreter in PLAINRL_PYTHON"
+                f"{GYMNASIUM}`, or name another interpreter in PLAINRL_PYTHON"
             ) from None
         try:
             import numpy  # Gymnasium needs it; an environment that needs neither can do without
         except ModuleNotFoundError:
             numpy = None
-        server = Server(env_id, int(num_envs), mode == "autoreset")
+        server = Server(env_id, int(num_envs), mode == "autoreset", purpose == "training")
     except BaseException as error:
         send_error(connection, error)
         return

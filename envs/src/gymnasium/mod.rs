@@ -5,6 +5,14 @@
 //! imports `my_module` first, from the working directory or `PYTHONPATH`, for environments that
 //! are registered there.
 //!
+//! Atari games, `gym:ALE/Pong-v5`, need the packages `ale-py` and `opencv-python-headless` too. They
+//! come as agents have been shown them since Mnih et al. (2015, Nature 518:529): up to 30 no-ops at
+//! the start, each action taken for four frames, of the last two the maximum, grey, 84 × 84, four
+//! such pictures stacked as channels, FIRE pressed where a game waits for it. While training a life
+//! that is lost ends the episode and rewards are clipped to [−1, 1]; [`Purpose::Evaluation`] plays
+//! whole games for their true scores. (`v5` repeats the last action with probability ¼, as Machado
+//! et al. 2018, arXiv:1709.06009, recommend; earlier results are without.)
+//!
 //! - Spaces: Discrete, and Box of floats (observations of uint8 too), flattened to `f32`.
 //!   A Discrete space that starts at `s` is shifted to start at 0. Others are refused.
 //! - Seeds: copy `i` is reset once with `seed + i`, as in Gymnasium's `SyncVectorEnv`, and draws
@@ -35,6 +43,21 @@ static TIMEOUT: AtomicU64 = AtomicU64::new(0);
 pub fn set_timeout(timeout: Duration) {
     let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
     TIMEOUT.store(milliseconds.max(1), Ordering::Relaxed);
+}
+
+/// What environments are made for. It matters to Atari games alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To learn from them.
+    Training,
+    /// To measure what has been learned.
+    Evaluation,
+}
+
+/// Frames that one observation of `env_id` holds along its last axis, the oldest first: four of an
+/// Atari game's, one of any other's.
+pub fn stacked_frames(env_id: &str) -> usize {
+    if env_id.starts_with("gym:ALE/") { 4 } else { 1 }
 }
 
 /// Which Python runs an environment, and how.
@@ -102,7 +125,7 @@ enum DescribedSpace {
 }
 
 impl Bridge {
-    /// Starts Python, as [`Python::from_env`] has it, with `num_envs` copies of `id`.
+    /// Starts Python, as [`Python::from_env`] has it, with `num_envs` copies of `id` to learn from.
     ///
     /// # Errors
     /// Python or a package that is not installed, an unknown id, a space that is not supported:
@@ -116,13 +139,27 @@ impl Bridge {
     /// # Errors
     /// As [`Bridge::new`].
     pub fn start(id: &str, num_envs: usize, python: &Python) -> Result<Self> {
-        Self::connect(id, num_envs, true, python)
+        Self::start_for(Purpose::Training, id, num_envs, python)
+    }
+
+    /// The same for a purpose of the caller's choice.
+    ///
+    /// # Errors
+    /// As [`Bridge::new`].
+    pub fn start_for(purpose: Purpose, id: &str, num_envs: usize, python: &Python) -> Result<Self> {
+        Self::connect(id, num_envs, purpose, true, python)
     }
 
     /// With `autoreset`, a copy whose episode ends is reset in the same step.
-    fn connect(id: &str, num_envs: usize, autoreset: bool, python: &Python) -> Result<Self> {
+    fn connect(
+        id: &str,
+        num_envs: usize,
+        purpose: Purpose,
+        autoreset: bool,
+        python: &Python,
+    ) -> Result<Self> {
         let mut answer = Vec::new();
-        let mut process = Process::start(id, num_envs, autoreset, python, &mut answer)?;
+        let mut process = Process::start(id, num_envs, purpose, autoreset, python, &mut answer)?;
         let (spec, bytes) = match read_spec(id, &answer) {
             Ok(spec) => spec,
             Err(error) => return process.malformed(Request::Start, &error.to_string()),
@@ -307,7 +344,7 @@ impl Single {
     /// # Errors
     /// As [`Bridge::new`].
     pub fn start(id: &str, python: &Python) -> Result<Self> {
-        let bridge = Bridge::connect(id, 1, false, python)?;
+        let bridge = Bridge::connect(id, 1, Purpose::Training, false, python)?;
         let zeros = vec![0.0; bridge.spec.observation_space.size()];
         Ok(Self { bridge, observation: zeros.clone(), unused: zeros })
     }

@@ -1,6 +1,6 @@
 //! The Python process behind a bridge: starting it, talking to it, and ending it for certain.
 
-use super::Python;
+use super::{Purpose, Python};
 use crate::{Result, invalid};
 use std::io::{self, BufReader, ErrorKind, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -48,11 +48,12 @@ impl Process {
     pub fn start(
         id: &str,
         num_envs: usize,
+        purpose: Purpose,
         autoreset: bool,
         python: &Python,
         description: &mut Vec<u8>,
     ) -> Result<Self> {
-        let (child, stream) = spawn(id, num_envs, autoreset, python)?;
+        let (child, stream) = spawn(id, num_envs, purpose, autoreset, python)?;
         // A socket refuses a timeout of zero.
         let timeout = python.timeout.max(Duration::from_millis(1));
         stream.set_read_timeout(Some(timeout))?;
@@ -178,12 +179,22 @@ impl Drop for Process {
 }
 
 #[cfg(unix)]
-fn spawn(id: &str, num_envs: usize, autoreset: bool, python: &Python) -> Result<(Child, Stream)> {
+fn spawn(
+    id: &str,
+    num_envs: usize,
+    purpose: Purpose,
+    autoreset: bool,
+    python: &Python,
+) -> Result<(Child, Stream)> {
     let (ours, theirs) = Stream::pair()?;
     let mut command = Command::new(&python.interpreter);
     command
         .args(["-u", "-c", include_str!("bridge.py"), id, &num_envs.to_string()])
         .arg(if autoreset { "autoreset" } else { "single" })
+        .arg(match purpose {
+            Purpose::Training => "training",
+            Purpose::Evaluation => "evaluation",
+        })
         // A pipe that nothing is written to: it closes when this program ends, however it ends.
         .stdin(Stdio::piped())
         .stdout(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
@@ -207,6 +218,6 @@ fn spawn(id: &str, num_envs: usize, autoreset: bool, python: &Python) -> Result<
 }
 
 #[cfg(not(unix))]
-fn spawn(id: &str, _: usize, _: bool, _: &Python) -> Result<(Child, Stream)> {
+fn spawn(id: &str, _: usize, _: Purpose, _: bool, _: &Python) -> Result<(Child, Stream)> {
     invalid(format!("--env-id gym:{id}: environments of Python's Gymnasium need a Unix system"))
 }
