@@ -15,6 +15,7 @@ pub mod persist;
 pub mod python;
 pub mod registry;
 pub mod space;
+pub mod textbook;
 pub mod toy_text;
 pub mod vec_env;
 pub mod wrappers;

@@ -17,6 +17,7 @@ pub fn registry() -> Vec<Registration> {
     [
         crate::classic_control::registered(),
         crate::toy_text::registered(),
+        crate::textbook::registered(),
         crate::minatar::registered(),
         crate::mujoco::registered(),
     ]
