@@ -94,7 +94,7 @@ struct Args {
     /// Environment steps before learning starts
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
     learning_starts: usize,
-    /// Clip the errors of an update to [−1, 1], as the paper does
+    /// Clip the errors of an update to [−1, 1], as DQN's paper does
     #[arg(long, default_value_t = false)]
     clip_error: bool,
     /// Let the online network choose the action that the target network values, as Double DQN does

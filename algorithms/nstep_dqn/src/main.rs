@@ -99,7 +99,7 @@ struct Args {
     /// Environment steps before learning starts
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
     learning_starts: usize,
-    /// Clip the errors of an update to [−1, 1], as the paper does
+    /// Clip the errors of an update to [−1, 1], as DQN's paper does
     #[arg(long, default_value_t = false)]
     clip_error: bool,
     /// Environment steps between updates
