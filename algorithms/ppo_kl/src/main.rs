@@ -259,7 +259,7 @@ struct PpoKl {
 }
 
 impl PpoKl {
-    /// Networks of these sizes, from [observation_dim] to [num_actions] and to [1].
+    /// Networks of these sizes: from the observation to the actions, and to one value.
     fn new(actor_sizes: &[usize], critic_sizes: &[usize], args: &Args) -> Result<Self> {
         let device = args.run.device()?;
         let parameters = VarMap::new(args.run.seed);
