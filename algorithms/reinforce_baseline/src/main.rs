@@ -358,7 +358,7 @@ impl ReinforceBaseline {
     }
 }
 
-/// E[ g_k² R ] / E[ g_k² ], `[1, num_parameters]`, from g, `[N, num_parameters]`, and R, `[N, 1]`.
+/// The `E[ g_k² R ] / E[ g_k² ]`, `[1, num_parameters]`, of g, `[N, num_parameters]`, and R, `[N, 1]`.
 fn optimal_baselines(scores: &Tensor, returns: &Tensor) -> Result<Tensor> {
     let squares = scores.sqr()?;
     let weighted = squares.broadcast_mul(returns)?.sum_keepdim(0)?;
