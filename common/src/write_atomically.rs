@@ -14,18 +14,24 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// The same with a file that `write` makes at the path it is given.
 pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    let name = path.file_name().context("a file has a name")?.to_string_lossy();
-    // Always the same name: what a killed program leaves is replaced by the next one that writes.
-    let partial = path.with_file_name(format!(".{name}.partial"));
+    let name = path.file_name().context("a file has a name")?;
+    // A folder, because `write` may make files of its own beside the one it is asked for. It always has
+    // the same name: what a killed program leaves is removed by the next one that writes.
+    let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
     let replace = || -> Result<()> {
-        write(&partial)?;
-        File::options().write(true).open(&partial)?.sync_all()?;
-        Ok(fs::rename(&partial, path)?)
+        if partial.exists() {
+            fs::remove_dir_all(&partial)?;
+        }
+        fs::create_dir(&partial)?;
+        let written = partial.join(name);
+        write(&written)?;
+        File::options().write(true).open(&written)?.sync_all()?;
+        Ok(fs::rename(&written, path)?)
     };
-    replace().with_context(|| format!("{}: cannot be written", path.display())).inspect_err(|_| {
-        // The error to report is the first.
-        let _ = fs::remove_file(&partial);
-    })
+    let result = replace().with_context(|| format!("{}: cannot be written", path.display()));
+    // What there is to report is the first error, and a file that was replaced is no failure.
+    let _ = fs::remove_dir_all(&partial);
+    result
 }
 
 #[cfg(test)]
@@ -41,6 +47,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"new");
 
         let torn = |partial: &Path| -> Result<()> {
+            fs::write(partial.with_file_name("beside"), b"n")?;
             fs::write(partial, b"ne")?;
             anyhow::bail!("the disk is full")
         };
@@ -48,5 +55,13 @@ mod tests {
         assert_eq!(error, format!("{}: cannot be written: the disk is full", path.display()));
         assert_eq!(fs::read(&path).unwrap(), b"new");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something else was left behind");
+
+        // A program that was killed while it wrote: the next one tidies up.
+        let partial = dir.path().join(".file.txt.partial");
+        fs::create_dir(&partial).unwrap();
+        fs::write(partial.join("of a library"), b"n").unwrap();
+        write_atomically(&path, b"newer").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"newer");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "something was left by the killed one");
     }
 }

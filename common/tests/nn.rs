@@ -8,8 +8,8 @@ use candle_nn::{AdamW, Optimizer, ParamsAdamW};
 use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
 use common::nn::{
-    Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, backward,
-    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, join, linear, soft_update, with_threads,
+    Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, backward, both,
+    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, linear, soft_update, with_threads,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -568,7 +568,7 @@ fn a_target_of_another_shape_is_refused() {
     assert!(copy_parameters(&network(3, "a"), &network(3, "a")).is_ok());
 }
 
-/// Products large enough to be divided, forward and backward, by themselves and within a join.
+/// Products large enough to be divided, forward and backward, by themselves and within `both`.
 #[test]
 fn threads_change_no_product() {
     let rng = &mut rng(1, 0);
@@ -580,9 +580,9 @@ fn threads_change_no_product() {
         [y, gradients.get(&x).unwrap().clone(), gradients.get(&weight).unwrap().clone()].map(|t| values(&t))
     };
     let alone = work();
-    let (threaded, joined) = with_threads(2, || (work(), join(work, work))).unwrap();
+    let (threaded, together) = with_threads(2, || (work(), both(|_| Ok(work())).unwrap())).unwrap();
     assert_eq!(threaded, alone);
-    assert_eq!(joined, (alone.clone(), alone));
+    assert_eq!(together, [alone.clone(), alone]);
 }
 
 /// A step on the whole batch at once, on its rows in one and in two parts, and on the sum of two

@@ -23,9 +23,9 @@
 //! L(θ) = E_{j ~ P}[ w_j ℓ_j ],   θ⁻ ← (1 − τ) θ⁻ + τ θ
 //! ```
 //!
-//! Deviations from the paper: its priority KL(m ‖ p) is ℓ less the entropy of m; one draw of noise serves p
-//! and a*; vectors for images, a layer without noise for convolutions; as in `dqn`, with its reasons, a step
-//! size that falls to zero and θ⁻ that follows in small steps; no noise in the evaluation.
+//! Deviations from the paper: a priority is ℓ, its KL(m ‖ p) plus the entropy of m; one draw of noise serves
+//! p and a*; vectors for images, and a layer without noise for convolutions; a step size that falls to zero
+//! and θ⁻ that follows in small steps (the reasons are in `dqn`); no noise in the evaluation.
 //!
 //! Run `cargo run -p rainbow`: 450 or more on CartPole-v1 after 100,000 steps in half a minute (solved: 475).
 
@@ -275,14 +275,16 @@ impl ReplayBuffer {
 /// Writes `values` to a row of a column, which grows until it is full.
 fn write_row<T: Copy>(column: &mut Vec<T>, row: usize, values: &[T]) {
     let start = row * values.len();
-    let end = column.len().min(start + values.len());
-    column.splice(start..end, values.iter().copied());
+    if start == column.len() {
+        column.extend_from_slice(values);
+    } else {
+        column[start..start + values.len()].copy_from_slice(values);
+    }
 }
 
 /// What `x` `[batch, num_actions, n_atoms]` has for the actions `[batch, 1]`, `[batch, n_atoms]`.
 fn of_actions(x: &Tensor, actions: &Tensor) -> Result<Tensor> {
-    let (batch, _, n_atoms) = x.dims3()?;
-    let indices = actions.unsqueeze(2)?.expand((batch, 1, n_atoms))?.contiguous()?;
+    let indices = actions.unsqueeze(2)?.expand((x.dim(0)?, 1, x.dim(2)?))?.contiguous()?;
     Ok(x.gather(&indices, 1)?.squeeze(1)?)
 }
 
@@ -325,8 +327,7 @@ impl Rainbow {
 
     /// argmax_a Q(s, a; θ) for each of `num_envs` observations.
     fn act(&self, observations: &[f32], num_envs: usize, noise: &[f32]) -> Result<Vec<u32>> {
-        let shape = (num_envs, observations.len() / num_envs);
-        let observations = Tensor::from_slice(observations, shape, self.support.device())?;
+        let observations = Tensor::from_slice(observations, (num_envs, ()), self.support.device())?;
         Ok(self.q_values(&self.network.forward(&observations, noise)?)?.argmax(D::Minus1)?.to_vec1()?)
     }
 
@@ -360,8 +361,7 @@ impl Rainbow {
         let losses = match self.args.distributional {
             // ℓ = − Σ_i m_i ln p_i(s_t, a_t; θ), [batch, 1]
             true => (targets * of_actions(&outputs, &batch.actions)?)?.sum_keepdim(D::Minus1)?.neg()?,
-            // ℓ = (y − Q(s_t, a_t; θ))², without distributions
-            false => (targets - &q_values)?.sqr()?,
+            false => (targets - &q_values)?.sqr()?, // ℓ = (y − Q(s_t, a_t; θ))², without distributions
         };
         // L(θ) = E[ w ℓ ]
         let loss = (&batch.weights * &losses)?.mean_all()?;
@@ -380,9 +380,11 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
-    let Args { n_atoms, v_min, v_max, .. } = args;
+    let Args { n_atoms, v_min, v_max, n_step, learning_starts, .. } = args;
     if n_atoms < 2 || v_min >= v_max {
-        return invalid(format!("--n-atoms {n_atoms}, --v-min {v_min}, --v-max {v_max}: 2 or more, rising"));
+        return invalid(format!(
+            "--n-atoms {n_atoms}: at least 2; --v-min {v_min}: less than --v-max, {v_max}"
+        ));
     }
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("rainbow")?;
@@ -410,8 +412,7 @@ fn train(args: Args) -> Result<()> {
 
         // Act with noisy parameters, or else ε-greedily with ε = 0.05, and store what happened.
         let observation = envs.observations().to_vec(); // [observation_dim]
-        let noise = rainbow.network.sample_noise(&mut rng);
-        let mut action = rainbow.act(&observation, 1, &noise)?; // [1]
+        let mut action = rainbow.act(&observation, 1, &rainbow.network.sample_noise(&mut rng))?; // [1]
         if !args.noisy && rng.random::<f64>() < 0.05 {
             action[0] = rng.random_range(0..num_actions as u32);
         }
@@ -420,9 +421,8 @@ fn train(args: Args) -> Result<()> {
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
 
-        // Learn, and replay more often what fits badly.
-        let learning_starts = args.learning_starts.max(args.n_step); // when there is a window
-        if global_step > learning_starts && global_step.is_multiple_of(args.train_frequency) {
+        // Learn, as soon as there is a window, and replay more often what fits badly.
+        if global_step > learning_starts.max(n_step) && global_step.is_multiple_of(args.train_frequency) {
             let beta = 0.4 + 0.6 * progress;
             let uniforms: Vec<f64> = (0..args.batch_size).map(|_| rng.random()).collect();
             let batch = buffer.sample(&uniforms, beta, rainbow.support.device())?;

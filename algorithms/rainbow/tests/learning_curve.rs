@@ -31,8 +31,8 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(RAINBOW, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
-    refuses(&["--n-atoms", "1"], &["--n-atoms 1", "2 or more"]);
-    refuses(&["--v-min", "100"], &["--v-min 100", "--v-max 100", "rising"]);
+    refuses(&["--n-atoms", "1"], &["--n-atoms 1", "at least 2"]);
+    refuses(&["--v-min", "100"], &["--v-min 100", "less than --v-max, 100"]);
     refuses(&["--n-step", "0"], &["'0'", "--n-step", "at least 1"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--noisy", "maybe"], &["'maybe'", "--noisy", "true"]);

@@ -36,6 +36,6 @@ pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
 pub use gradients::{backward, clip_grad_norm};
 pub use init::Init;
-pub use parallel::{both, join, with_threads};
+pub use parallel::{both, with_threads};
 pub use rmsprop::RmsProp;
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};

@@ -11,7 +11,7 @@ thread_local! {
     static BESIDE_ANOTHER: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Runs `operation` with `threads` threads for [`join`] and for matrix products.
+/// Runs `operation` with `threads` threads for [`both`] and for matrix products.
 ///
 /// # Errors
 /// The system refuses to start a thread.
@@ -30,7 +30,7 @@ pub fn with_threads<R: Send>(threads: usize, operation: impl FnOnce() -> R + Sen
 
 /// Runs `a` and `b`, side by side where `--threads` allows: two networks that do not depend on each
 /// other. A matrix product within them stays on its side's thread.
-pub fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
+pub(crate) fn join<A: Send, B: Send>(a: impl FnOnce() -> A + Send, b: impl FnOnce() -> B + Send) -> (A, B) {
     if threads() == 1 {
         return (a(), b());
     }
