@@ -321,3 +321,12 @@ fn pinned_run_on_images() {
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "images", &flags, train);
 }
+
+#[test]
+fn the_distribution_of_a_state_is_drawn() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("returns.png");
+    let c51 = C51::new(&Space::uniform(4, -1.0, 1.0), 2, &args(&["--hidden-sizes=8"])).unwrap();
+    c51.draw_returns(&[0.1, 0.2, 0.3, 0.4], &path).unwrap();
+    assert!(std::fs::read(&path).unwrap().starts_with(b"\x89PNG"));
+}

@@ -20,7 +20,7 @@
 //!
 //! Whenever an episode ends, the value of its first state, max_a Q(s_0, a; θ), is logged as
 //! `charts/start_value` beside what came of it, Σ_t γ^t r_t, as `charts/discounted_return`. Values that
-//! stay above the returns are overestimated.
+//! stay above the returns are overestimated; `--double false` shows DQN's.
 //!
 //! Deviations from the paper:
 //! - vectors instead of images;
@@ -106,6 +106,9 @@ struct Args {
     /// Environment steps between updates
     #[arg(long, default_value_t = 1, value_parser = cli::positive)]
     train_frequency: usize,
+    /// The online network chooses the action of the target; otherwise the target network does, as in DQN
+    #[arg(long, default_value_t = true)]
+    double: bool,
 }
 
 /// Q(s, ·): hidden layers of rectified linear units.
@@ -307,7 +310,8 @@ impl DoubleDqn {
     /// y, `[batch, 1]`.
     fn td_targets(&self, batch: &Batch) -> Result<Tensor> {
         // The idea, and easy to swap: a' = argmax_a' Q(s', a'; θ) is the online network's choice, …
-        let next_actions = self.q_network.forward(&batch.next_observations)?.argmax_keepdim(D::Minus1)?; // [batch, 1], u32
+        let chooser = if self.args.double { &self.q_network } else { &self.target_network };
+        let next_actions = chooser.forward(&batch.next_observations)?.argmax_keepdim(D::Minus1)?; // [batch, 1], u32
         // … and the target network says what it is worth: Q(s', a'; θ⁻), [batch, 1]
         let next_values = self.target_network.forward(&batch.next_observations)?.gather(&next_actions, 1)?;
         // y = r + γ (1 − terminated) Q(s', argmax_a' Q(s', a'; θ); θ⁻)

@@ -78,7 +78,7 @@ fn recorded_update_with_squared_errors() {
 #[test]
 fn targets_are_at_most_those_of_dqn() {
     let mut recording = Recording::open("double_dqn__mse");
-    let (dqn, batch) = recorded(&recording, false);
+    let (mut dqn, batch) = recorded(&recording, false);
     let next_values = dqn.target_network.forward(&batch.next_observations).unwrap().max_keepdim(D::Minus1);
     let next_values = flat(&next_values.unwrap());
     let (rewards, terminated) = (flat(&batch.rewards), flat(&batch.terminated));
@@ -87,6 +87,10 @@ fn targets_are_at_most_those_of_dqn() {
     let lower = (0..32).filter(|&i| targets[i] < of_dqn(i) - 1e-3).count();
     assert!((0..32).all(|i| targets[i] <= of_dqn(i) + 1e-5));
     assert!(lower >= 3, "the recorded networks disagree in {lower} rows only");
+    dqn.args.double = false;
+    let targets = flat(&dqn.td_targets(&batch).unwrap());
+    assert!((0..32).all(|i| (targets[i] - of_dqn(i)).abs() <= 1e-5));
+    dqn.args.double = true;
 
     // Where the two networks are one, the choice is the maximum.
     copy_parameters(&dqn.target_parameters, &dqn.parameters).unwrap();
