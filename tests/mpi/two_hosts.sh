@@ -1,5 +1,6 @@
 #!/bin/sh
-# ES and IMPALA over MPI: two ranks on this machine, two ranks on two hosts, and a host that fails.
+# The algorithms of several ranks over MPI: two ranks on this machine, two on two hosts, and a host
+# that fails.
 #
 #   sudo tests/mpi/two_hosts.sh
 #
@@ -7,7 +8,7 @@
 # its own, and a cable (a veth pair) is all that connects them. They share the file system, as the
 # hosts of a cluster do. Three things are checked of each algorithm:
 #
-# - it reaches its gate, 475 on CartPole-v1;
+# - it reaches 475 on CartPole-v1;
 # - its model is, byte for byte, the one that two threads make;
 # - so it is when a host fails half-way and the run is resumed from its last checkpoint.
 #
@@ -17,7 +18,8 @@
 set -eu
 cd "$(dirname "$0")/../.."
 
-cargo build -p es -p impala --features common/mpi
+algorithms="es impala a3c async_q gorila"
+cargo build $(printf -- '-p %s ' $algorithms) --features common/mpi
 programs=${CARGO_TARGET_DIR:-target}/debug
 work=$(mktemp -d)
 near=plainrl-near
@@ -84,7 +86,7 @@ check() {
     echo "$1: return $mean, the same model as with threads"
 }
 
-for algorithm in es impala; do
+for algorithm in $algorithms; do
     program=$programs/$algorithm
     run=$work/$algorithm
     "$program" --workers 2 --run-dir "$run-threads" >"$work/log" 2>&1 || fail "$(cat "$work/log")"
