@@ -206,10 +206,12 @@ fn dealer(sum: usize, ace: bool) -> [f64; 22] {
     ends
 }
 
-/// Blackjack by dynamic programming: exact values of a policy `π(sum, dealer's card, ace)`, the number of
-/// the action, or without one of the best policy.
+/// The number of the action for a sum, the dealer's card and whether an ace counts 11.
+type Policy = Box<dyn Fn(usize, usize, bool) -> usize>;
+
+/// Blackjack by dynamic programming: exact values of a policy, or without one of the best.
 struct Exact {
-    policy: Option<Box<dyn Fn(usize, usize, bool) -> usize>>,
+    policy: Option<Policy>,
     q: Vec<[f64; 2]>, // [sum, dealer's card, ace][action] as `States` has them
 }
 
@@ -218,7 +220,7 @@ impl Exact {
         (sum * 11 + shown) * 2 + usize::from(ace)
     }
 
-    fn new(policy: Option<Box<dyn Fn(usize, usize, bool) -> usize>>) -> Self {
+    fn new(policy: Option<Policy>) -> Self {
         let mut this = Self { policy, q: vec![[0.0; 2]; 32 * 11 * 2] };
         for shown in 1..=10 {
             let (sum, ace) = draw(0, false, shown);
