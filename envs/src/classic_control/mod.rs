@@ -12,6 +12,8 @@ pub use mountain_car::MountainCar;
 pub use mountain_car_continuous::MountainCarContinuous;
 pub use pendulum::Pendulum;
 
+pub(crate) use mountain_car::draw_valley;
+
 use crate::{Registration, wrappers::TimeLimit};
 
 /// This family's environments.

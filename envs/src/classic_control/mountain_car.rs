@@ -109,7 +109,7 @@ pub(super) fn checked_state(spec: &Spec, state: &State) -> Result<[f64; 2]> {
 }
 
 /// The valley with the car at `position` and a flag at `goal`.
-pub(super) fn draw_valley(canvas: &mut Canvas, position: f64, goal: f64) {
+pub(crate) fn draw_valley(canvas: &mut Canvas, position: f64, goal: f64) {
     const POINTS: usize = 100;
     const RADIUS: f64 = 0.035; // of the wheels
     let height = |x: f64| 0.45 * (3.0 * x).sin() + 0.55;

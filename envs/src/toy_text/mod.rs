@@ -51,7 +51,7 @@ fn draw_diamond(canvas: &mut Canvas, (x, y): (f64, f64), half: f64, color: Color
 }
 
 /// A flag on a pole whose foot is at `(x, y)`, `height` tall.
-fn draw_flag(canvas: &mut Canvas, (x, y): (f64, f64), height: f64, color: Color) {
+pub(crate) fn draw_flag(canvas: &mut Canvas, (x, y): (f64, f64), height: f64, color: Color) {
     let top = y + height;
     canvas.polygon(&[(x, top), (x, top - 0.5 * height), (x + 0.6 * height, top - 0.25 * height)], color);
     canvas.line(&[(x, y), (x, top)], 0.08 * height, crate::canvas::palette::BLACK);

@@ -4,6 +4,7 @@ use crate::{
     Action, Canvas, Env, Result, Rng, Space, Spec, State, Step, TransitionModel, env::expect_len, invalid,
 };
 use rand::RngExt;
+use std::sync::Arc;
 
 /// What a tabular game adds to its transition model: how it looks.
 pub trait Game: Send {
@@ -15,19 +16,20 @@ pub trait Game: Send {
 pub struct Tabular<G> {
     game: G,
     spec: Spec,
-    model: TransitionModel,
+    model: Arc<TransitionModel>, // a large one can be shared between copies
     state: usize,
 }
 
 impl<G: Game> Tabular<G> {
     /// The game in the first state an episode can begin in. Spaces follow from the model.
-    pub(super) fn new(
+    pub(crate) fn new(
         game: G,
         id: &str,
-        model: TransitionModel,
+        model: impl Into<Arc<TransitionModel>>,
         max_episode_steps: Option<u32>,
         reward_threshold: Option<f64>,
     ) -> Self {
+        let model = model.into();
         let spec = Spec {
             id: id.into(),
             observation_space: Space::Discrete { n: model.outcomes.len() },
@@ -35,8 +37,14 @@ impl<G: Game> Tabular<G> {
             max_episode_steps,
             reward_threshold,
         };
-        let state = categorical_sample(model.initial.iter().copied(), 0.0);
-        Self { game, spec, model, state }
+        let mut this = Self { game, spec, model, state: 0 };
+        this.state = this.start();
+        this
+    }
+
+    /// The first state that an episode can begin in.
+    pub fn start(&self) -> usize {
+        categorical_sample(self.model.initial.iter().copied(), 0.0)
     }
 
     /// The game itself.

@@ -1,0 +1,462 @@
+//! Means by hand, what a step shows, values of Blackjack against exact ones, and pinned runs.
+
+use super::*;
+use common::envs::{self, Action, Env, State, rng};
+use regression::{SCRIPT, View, scripted};
+
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    let argv = ["monte_carlo"].iter().chain(flags).map(Into::into);
+    cli::parse_from(argv).unwrap()
+}
+
+/// An episode through `(state, action, reward)` that terminates.
+fn episode(steps: &[(usize, usize, f64)]) -> Vec<Step> {
+    let step = |(i, &(state, action, reward)): (usize, &(usize, usize, f64))| Step {
+        state,
+        action,
+        reward,
+        terminated: i + 1 == steps.len(),
+        truncated: false,
+    };
+    steps.iter().enumerate().map(step).collect()
+}
+
+/// Example 5.5's question: of an episode that stays nine times in one state and is paid 1 each time, the
+/// first visit's return is 10, and the mean of all visits' 5.5.
+#[test]
+fn the_first_visit_counts_or_all_do() {
+    let stay = episode(&[(0, 0, 1.0); 10]);
+    for (flags, wanted, visits) in [(&[][..], 10.0, 1.0), (&["--every-visit"], 5.5, 10.0)] {
+        let mut mc = MonteCarlo::new(1, 1, &args(flags));
+        mc.update(&stay);
+        assert!((mc.q[0] - wanted).abs() < 1e-12 && mc.c[0] == visits, "{flags:?}: {}", mc.q[0]);
+    }
+    // First visits are of a state and an action.
+    let mut mc = MonteCarlo::new(1, 2, &args(&["--gamma=0.5"]));
+    mc.update(&episode(&[(0, 0, 8.0), (0, 1, 4.0), (0, 0, 16.0), (0, 1, 32.0)]));
+    assert_eq!((&mc.q[..], &mc.c[..]), (&[18.0, 20.0][..], &[1.0, 1.0][..]));
+    // And the mean is over episodes.
+    mc.update(&episode(&[(0, 1, 0.0)]));
+    assert_eq!(mc.q, [18.0, 10.0]);
+}
+
+#[test]
+fn policies_are_made_greedy_or_soft_or_left_alone() {
+    let one = episode(&[(1, 1, -1.0)]);
+    let after = |flags: &[&str]| {
+        let mut mc = MonteCarlo::new(3, 4, &args(flags));
+        mc.q[4..8].copy_from_slice(&[0.5, 2.0, 0.0, 1.0]);
+        mc.update(&one); // Q(1,1) is −1 now, and action 3 the best
+        let uniform = [0.25; 4];
+        assert_eq!((mc.policy(0), mc.policy(2)), (&uniform[..], &uniform[..]));
+        assert_eq!(mc.act_greedily(1), 3);
+        mc.policy(1).to_vec()
+    };
+    assert_eq!(after(&[]), [0.0, 0.0, 0.0, 1.0]);
+    assert_eq!(after(&["--method=off-policy"]), [0.0, 0.0, 0.0, 1.0]);
+    assert_eq!(after(&["--method=epsilon-soft", "--epsilon=0.4"]), [0.1, 0.1, 0.1, 0.7]);
+    assert_eq!(after(&["--improve=false"]), [0.25; 4]);
+}
+
+#[test]
+fn importance_weighs_what_follows_and_stops_where_the_target_would_not_go() {
+    // Two actions: the target takes 0 in states 0 and 1 and 1 in state 2; ε = 0.5 gives b = ¾ and ¼.
+    let learner = |flags: &[&str]| {
+        let flags = [&["--method=off-policy", "--improve=false", "--epsilon=0.5"], flags].concat();
+        let mut mc = MonteCarlo::new(3, 2, &args(&flags));
+        mc.policy = vec![1.0, 0.0, 1.0, 0.0, 0.0, 1.0];
+        assert_eq!((mc.behaviour(0), mc.behaviour(2)), (vec![0.75, 0.25], vec![0.25, 0.75]));
+        mc
+    };
+    let weight = 1.0 / 0.75;
+    let greedy = episode(&[(0, 1, 1.0), (1, 0, 2.0), (2, 1, 4.0)]);
+    let other = episode(&[(0, 1, 8.0), (1, 1, 8.0), (2, 1, 8.0)]);
+    for (flags, ordinary) in [(&[][..], false), (&["--ordinary"], true)] {
+        let mut mc = learner(flags);
+        mc.update(&greedy);
+        // W is 1 at the last step, 4/3 before it, 16/9 before that: the action itself is not weighed.
+        let weights = if ordinary { [1.0; 3] } else { [weight * weight, weight, 1.0] };
+        for (found, wanted) in [mc.c[1], mc.c[2], mc.c[5]].into_iter().zip(weights) {
+            assert!((found - wanted).abs() < 1e-12, "{flags:?}: {:?}", mc.c);
+        }
+        let values = if ordinary { [weight * weight * 7.0, weight * 6.0, 4.0] } else { [7.0, 6.0, 4.0] };
+        for (found, wanted) in [mc.q[1], mc.q[2], mc.q[5]].into_iter().zip(values) {
+            assert!((found - wanted).abs() < 1e-12, "{flags:?}: {:?}", mc.q);
+        }
+        mc.update(&other);
+        // The target would have turned off in state 1: that is known of (1,1), but says nothing of (0,1),
+        // for which ordinary importance sampling counts a 0.
+        assert!((mc.q[3] - weight * 16.0).abs() < 1e-12 || !ordinary && mc.q[3] == 16.0);
+        let wanted = if ordinary { values[0] / 2.0 } else { values[0] };
+        assert!((mc.q[1] - wanted).abs() < 1e-12, "{flags:?}: {:?}", mc.q);
+        assert_eq!(mc.q[5], 6.0);
+    }
+}
+
+#[test]
+fn off_policy_control_turns_off_by_the_policy_that_it_has_just_improved() {
+    let mut mc = MonteCarlo::new(2, 2, &args(&["--method=off-policy", "--epsilon=1"]));
+    mc.update(&episode(&[(0, 0, 0.0), (1, 1, -1.0)]));
+    // Action 1 turned out bad in state 1, the first of equal ones is greedy: nothing of state 0.
+    assert_eq!((&mc.q[..], &mc.c[..]), (&[0.0, 0.0, 0.0, -1.0][..], &[0.0, 0.0, 0.0, 1.0][..]));
+    mc.update(&episode(&[(0, 0, 0.0), (1, 0, 1.0)]));
+    // Greedy now: state 0 counts, twice, for b chose between two.
+    assert_eq!((&mc.q[..], &mc.c[..]), (&[1.0, 0.0, 1.0, -1.0][..], &[2.0, 0.0, 1.0, 1.0][..]));
+}
+
+#[test]
+fn first_actions_are_any_and_others_follow_the_policy() {
+    let rng = &mut rng(1, 0);
+    let mut counts = |flags: &[&str], begun: bool| {
+        let mut mc = MonteCarlo::new(1, 4, &args(flags));
+        mc.policy = vec![0.0, 0.6, 0.0, 0.4];
+        if begun {
+            mc.episode = episode(&[(0, 1, 0.0)]);
+        }
+        let mut counts = [0.0; 4];
+        (0..12_000).for_each(|_| counts[mc.act(0, rng)] += 1.0 / 12_000.0);
+        counts
+    };
+    let mut check = |flags: &[&str], begun: bool, wanted: [f64; 4]| {
+        for (found, wanted) in counts(flags, begun).into_iter().zip(wanted) {
+            assert!(
+                (found - wanted).abs() <= 5.0 * (wanted * (1.0 - wanted) / 12_000.0).sqrt() + 1e-9,
+                "{flags:?}"
+            );
+        }
+    };
+    check(&[], false, [0.25; 4]);
+    check(&[], true, [0.0, 0.6, 0.0, 0.4]);
+    check(&["--method=epsilon-soft"], false, [0.0, 0.6, 0.0, 0.4]);
+    check(&["--method=off-policy", "--epsilon=0.2"], false, [0.05, 0.53, 0.05, 0.37]);
+}
+
+#[test]
+fn observations_of_several_numbers_are_one_index() {
+    let spec = envs::make("Blackjack-v1").unwrap().spec().clone();
+    let (states, num_actions) = States::new(&spec).unwrap();
+    assert_eq!((states.len(), num_actions), (32 * 11 * 2, 2));
+    assert_eq!(states.index(&[13.0, 2.0, 1.0]), (13 * 11 + 2) * 2 + 1);
+    let (states, _) = States::new(envs::make("FrozenLake-v1").unwrap().spec()).unwrap();
+    assert_eq!((states.len(), states.index(&[7.0])), (16, 7));
+}
+
+#[test]
+fn episodes_are_what_happened_and_those_cut_off_are_left_out() {
+    let (mut envs, log) = scripted(1, View::State, Space::Discrete { n: 3 }, SCRIPT);
+    let states = States::new(envs.spec()).unwrap().0;
+    let mut rng = learner_rng(1);
+    let mut mc = MonteCarlo::new(1000, 3, &args(&["--method=epsilon-soft", "--improve=false"]));
+    for _ in 0..20 {
+        let step = interact(&mc, &mut envs, &states, &mut rng).unwrap();
+        let happened = log.of(0).pop().unwrap();
+        assert_eq!(step.state as f32, happened.observation[0]);
+        assert_eq!(step.action as f32, happened.action[0]);
+        assert_eq!(step.reward, f64::from(happened.reward));
+        assert_eq!((step.terminated, step.truncated), (happened.terminated, happened.truncated));
+        mc.learn(step);
+    }
+    // Each state was visited once: its return is the sum of the rewards from there on.
+    let happened = log.of(0);
+    let mut counted = 0;
+    for (i, step) in happened.iter().enumerate() {
+        let rest: Vec<_> = happened[i..].iter().take_while(|later| later.episode == step.episode).collect();
+        let terminated = rest.last().is_some_and(|last| last.terminated);
+        let entry = step.observation[0] as usize * 3 + step.action[0] as usize;
+        let g = if terminated { rest.iter().map(|later| f64::from(later.reward)).sum() } else { 0.0 };
+        assert_eq!((mc.q[entry], mc.c[entry]), (g, f64::from(terminated)), "step {i}");
+        counted += u32::from(terminated);
+    }
+    assert!((8..18).contains(&counted), "{counted}");
+    let ends: Vec<_> = happened.iter().map(|t| (t.terminated, t.truncated)).collect();
+    assert!([(true, false), (false, true), (true, true)].iter().all(|end| ends.contains(end)));
+}
+
+const STICK: usize = 0;
+const HIT: usize = 1;
+
+/// Probability of each card from the infinite deck.
+fn card(value: usize) -> f64 {
+    if value == 10 { 4.0 / 13.0 } else { 1.0 / 13.0 }
+}
+
+/// The sum of a hand after one more card, and whether an ace counts 11.
+fn draw(sum: usize, ace: bool, card: usize) -> (usize, bool) {
+    match (sum + card, ace) {
+        (sum, false) if card == 1 && sum + 10 <= 21 => (sum + 10, true),
+        (sum, true) if sum > 21 => (sum - 10, false),
+        (sum, ace) => (sum, ace),
+    }
+}
+
+/// Probabilities of the dealer's last sum, 0 being bust, `[22]`.
+fn dealer(sum: usize, ace: bool) -> [f64; 22] {
+    let mut ends = [0.0; 22];
+    if sum >= 17 {
+        ends[if sum > 21 { 0 } else { sum }] = 1.0;
+        return ends;
+    }
+    for value in 1..=10 {
+        let (next, ace) = draw(sum, ace, value);
+        for (end, p) in ends.iter_mut().zip(dealer(next, ace)) {
+            *end += card(value) * p;
+        }
+    }
+    ends
+}
+
+/// The number of the action for a sum, the dealer's card and whether an ace counts 11.
+type Policy = Box<dyn Fn(usize, usize, bool) -> usize>;
+
+/// Blackjack by dynamic programming: exact values of a policy, or without one of the best.
+struct Exact {
+    policy: Option<Policy>,
+    q: Vec<[f64; 2]>, // [sum, dealer's card, ace][action] as `States` has them
+}
+
+impl Exact {
+    fn index(sum: usize, shown: usize, ace: bool) -> usize {
+        (sum * 11 + shown) * 2 + usize::from(ace)
+    }
+
+    fn new(policy: Option<Policy>) -> Self {
+        let mut this = Self { policy, q: vec![[0.0; 2]; 32 * 11 * 2] };
+        for shown in 1..=10 {
+            let (sum, ace) = draw(0, false, shown);
+            let ends = dealer(sum, ace);
+            // A hit leads to a larger sum, or to a hard one of at least 12: those first.
+            let hard = |sums: std::ops::RangeInclusive<usize>| sums.rev().map(|sum| (sum, false));
+            let soft = (12..=21).rev().map(|sum| (sum, true));
+            for (sum, ace) in hard(11..=21).chain(soft).chain(hard(2..=10)) {
+                let less: f64 = ends[..sum.max(17)].iter().sum::<f64>();
+                let more: f64 = ends[sum.max(16) + 1..].iter().sum();
+                let less = if sum < 17 { ends[0] } else { less };
+                let hit: f64 = (1..=10)
+                    .map(|value| {
+                        let (sum, ace) = draw(sum, ace, value);
+                        card(value) * if sum > 21 { -1.0 } else { this.value(sum, shown, ace) }
+                    })
+                    .sum();
+                this.q[Self::index(sum, shown, ace)] = [less - more, hit];
+            }
+        }
+        this
+    }
+
+    fn value(&self, sum: usize, shown: usize, ace: bool) -> f64 {
+        let q = self.q[Self::index(sum, shown, ace)];
+        match &self.policy {
+            Some(policy) => q[policy(sum, shown, ace)],
+            None => q[STICK].max(q[HIT]),
+        }
+    }
+
+    /// From the deal. A natural, on which all of these policies stick, wins unless the dealer has one.
+    fn of_the_deal(&self) -> f64 {
+        let mut value = 0.0;
+        for shown in 1..=10 {
+            let dealers_natural = if shown == 1 {
+                card(10)
+            } else if shown == 10 {
+                card(1)
+            } else {
+                0.0
+            };
+            for first in 1..=10 {
+                for second in 1..=10 {
+                    let (sum, ace) = draw(0, false, first);
+                    let (sum, ace) = draw(sum, ace, second);
+                    let sticks = self.policy.as_ref().is_none_or(|policy| policy(sum, shown, ace) == STICK);
+                    let natural = sum == 21 && sticks;
+                    let of = if natural { 1.0 - dealers_natural } else { self.value(sum, shown, ace) };
+                    value += card(shown) * card(first) * card(second) * of;
+                }
+            }
+        }
+        value
+    }
+
+    /// The policy that sticks from a sum on.
+    fn sticking_at(from: usize) -> Self {
+        Self::new(Some(Box::new(move |sum, _, _| if sum >= from { STICK } else { HIT })))
+    }
+}
+
+#[test]
+fn the_exact_values_are_the_known_ones() {
+    let close = |found: f64, wanted: f64, tolerance: f64| {
+        assert!((found - wanted).abs() <= tolerance, "{found}, known {wanted}");
+    };
+    let best = Exact::new(None);
+    close(best.of_the_deal(), -0.0431131, 1e-6);
+    for (from, wanted) in [(20, -0.350), (17, -0.0759), (0, -0.183)] {
+        close(Exact::sticking_at(from).of_the_deal(), wanted, 6e-4);
+    }
+    // Example 5.4.
+    close(Exact::sticking_at(20).value(13, 2, true), -0.277204, 1e-6);
+    // Figure 5.2: the sum from which one sticks, by the dealer's card, an ace first.
+    let sticks_from = |shown: usize, ace: bool| {
+        let sticks = |sum: &usize| {
+            let [stick, hit] = best.q[Exact::index(*sum, shown, ace)];
+            stick >= hit
+        };
+        (12..=21).find(sticks).unwrap()
+    };
+    let hard: Vec<usize> = (1..=10).map(|shown| sticks_from(shown, false)).collect();
+    assert_eq!(hard, [17, 13, 13, 12, 12, 12, 17, 17, 17, 17]);
+    let soft: Vec<usize> = (1..=10).map(|shown| sticks_from(shown, true)).collect();
+    assert_eq!(soft, [19, 18, 18, 18, 18, 18, 18, 18, 19, 19]);
+}
+
+/// Plays so many hands with these flags.
+fn play(flags: &[&str], hands: usize, seed: u64, prepare: impl FnOnce(&mut MonteCarlo)) -> MonteCarlo {
+    let mut envs = VecEnv::make("Blackjack-v1", 1, seed).unwrap();
+    let (states, num_actions) = States::new(envs.spec()).unwrap();
+    let mut rng = learner_rng(seed);
+    let mut mc = MonteCarlo::new(states.len(), num_actions, &args(flags));
+    prepare(&mut mc);
+    let mut played = 0;
+    while played < hands {
+        let step = interact(&mc, &mut envs, &states, &mut rng).unwrap();
+        mc.learn(step);
+        played += envs.episodes().len();
+    }
+    mc
+}
+
+/// What the greedy policy is worth from the deal, exactly.
+fn worth(mc: MonteCarlo) -> f64 {
+    let policy = move |sum: usize, shown: usize, ace: bool| mc.act_greedily(Exact::index(sum, shown, ace));
+    Exact::new(Some(Box::new(policy))).of_the_deal()
+}
+
+/// Example 5.3 and figure 5.2: 500,000 hands. A policy that sticks at 17 is worth −0.0759.
+#[test]
+fn control_learns_blackjack_nearly_as_well_as_it_can_be_played() {
+    for flags in [&[][..], &["--method=epsilon-soft"], &["--method=off-policy", "--epsilon=0.5"]] {
+        for seed in 1..=3 {
+            let worth = worth(play(flags, 500_000, seed, |_| {}));
+            assert!((-0.06..=-0.0431).contains(&worth), "{flags:?}, seed {seed}: {worth}");
+        }
+    }
+}
+
+/// Example 5.1 and figure 5.1: the policy that sticks on 20 and 21, after 500,000 hands; by first visits,
+/// by all visits (in Blackjack the same) and by importance sampling from a policy that does anything.
+#[test]
+fn prediction_finds_the_values_of_a_policy() {
+    let exact = Exact::sticking_at(20);
+    for flags in [
+        &[][..],
+        &["--every-visit"],
+        &["--method=off-policy", "--epsilon=1"],
+        &["--method=off-policy", "--epsilon=1", "--ordinary"],
+    ] {
+        let mc = play(&[&["--improve=false"], flags].concat(), 500_000, 1, |mc| {
+            for sum in 0..32 {
+                for rest in 0..22 {
+                    let stick = if sum >= 20 { 1.0 } else { 0.0 };
+                    mc.policy[(sum * 22 + rest) * 2..][..2].copy_from_slice(&[stick, 1.0 - stick]);
+                }
+            }
+        });
+        let (mut squares, mut compared) = (0.0, 0.0);
+        for sum in 12..=20 {
+            for shown in 1..=10 {
+                for entry in [false, true].map(|ace| 2 * Exact::index(sum, shown, ace)) {
+                    for action in [STICK, HIT] {
+                        // In standard errors, a return's deviation being about 0.9.
+                        let error = mc.q[entry + action] - exact.q[entry / 2][action];
+                        squares += error.powi(2) * mc.c[entry + action] / 0.8;
+                        compared += 1.0;
+                    }
+                }
+            }
+        }
+        let ratio: f64 = squares / compared;
+        // 1 for means of independent returns. Importance sampling's have larger variances: of the hits, whose
+        // next steps are weighed.
+        assert!((0.6..if flags.len() > 1 { 4.0 } else { 1.2 }).contains(&ratio), "{flags:?}: {ratio}");
+    }
+}
+
+/// Example 5.4 and figure 5.3: one state, an ace, a two and the dealer's two, whose value under the policy
+/// that sticks on 20 and 21 is −0.27726; the behaviour hits or sticks alike. Mean square errors over 100
+/// runs after 1, 10, 100, … hands, of the state's value, for which its own action is weighed as well.
+#[test]
+fn weighted_importance_sampling_errs_less_at_first() {
+    let hands = [1, 10, 100, 1000, 10_000];
+    let errors = |flags: &[&str]| {
+        let flags = [&["--method=off-policy", "--improve=false", "--epsilon=1"], flags].concat();
+        let (mut errors, mut mean) = ([0.0; 5], 0.0);
+        for run in 1..=100 {
+            let rng = &mut rng(run, 0);
+            let mut env = envs::make("Blackjack-v1").unwrap();
+            let mut mc = MonteCarlo::new(1, 1, &args(&flags));
+            for hand in 1..=10_000 {
+                let hidden = f64::from(rng.random_range(1..=13_u32).min(10));
+                env.set_state(&State(vec![2.0, 1.0, 2.0, 2.0, 2.0, hidden, 0.0])).unwrap();
+                let mut weight = 1.0;
+                let g = loop {
+                    let mut observation = [0.0; 3];
+                    env.observe(&mut observation);
+                    let wanted = if observation[0] >= 20.0 { STICK } else { HIT };
+                    let action = rng.random_range(0..2);
+                    weight *= if action == wanted { 2.0 } else { 0.0 };
+                    let step = env.step(Action::Discrete(action), rng).unwrap();
+                    if step.terminated {
+                        break step.reward;
+                    }
+                };
+                mc.add_return(0, g, weight);
+                if let Some(i) = hands.iter().position(|&number| number == hand) {
+                    errors[i] += (mc.q[0] + 0.27726).powi(2) / 100.0;
+                }
+            }
+            mean += mc.q[0] / 100.0;
+        }
+        (errors, mean)
+    };
+    let (weighted, ordinary) = (errors(&[]), errors(&["--ordinary"]));
+    println!("weighted {weighted:?}, ordinary {ordinary:?}");
+    // The weighted error is the smaller one from the beginning, and both come near 0.
+    assert!((0..4).all(|i| weighted.0[i] < ordinary.0[i]), "{weighted:?}, {ordinary:?}");
+    assert!(
+        ordinary.0[0] > 1.0 && weighted.0[4] < 3e-3 && ordinary.0[4] < 3e-3,
+        "{weighted:?}, {ordinary:?}"
+    );
+    // The means of 100 runs, within three standard errors.
+    for (errors, mean) in [weighted, ordinary] {
+        assert!((mean + 0.27726).abs() < 3.0 * (errors[4] / 100.0).sqrt(), "{mean}, errors {errors:?}");
+    }
+}
+
+#[test]
+fn pinned_run_of_exploring_starts() {
+    let args = ["--total-timesteps=4000", "--eval-episodes=200"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "exploring_starts", &args, train);
+}
+
+/// A lake whose time limit cuts episodes off, states seen again, and a discount.
+#[test]
+fn pinned_run_of_epsilon_soft() {
+    let args = [
+        "--env-id=FrozenLake-v1-deterministic",
+        "--method=epsilon-soft",
+        "--epsilon=0.4",
+        "--gamma=0.9",
+        "--every-visit",
+        "--total-timesteps=20000",
+        "--eval-episodes=5",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "epsilon_soft", &args, train);
+}
+
+#[test]
+fn pinned_run_of_off_policy() {
+    let args = ["--method=off-policy", "--epsilon=0.3", "--total-timesteps=4000", "--eval-episodes=200"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "off_policy", &args, train);
+    let args = [&args[..], &["--ordinary", "--improve=false"]].concat();
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "ordinary", &args, train);
+}
