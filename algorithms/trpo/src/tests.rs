@@ -277,6 +277,42 @@ fn an_update_gains_within_the_trust_region() {
     }
 }
 
+/// With a radius so large that every KL divergence is within it, steps that go too far to gain anything are not
+/// kept.
+#[test]
+fn a_step_is_kept_only_if_it_gains() {
+    let (mut kept, mut refused) = (0, 0);
+    for (seed, space) in (0..12).flat_map(|seed| both_spaces().map(|space| (seed, space))) {
+        let trpo = learner(space, &["--target-kl=1e6", "--line-search-max-iter=1"]);
+        let states = trpo.tensor(&normal(3 * 60, seed)).unwrap();
+        let actions = trpo.policy(&states).unwrap().sample(&mut rng(seed, 0)).unwrap();
+        let advantages = Tensor::new(normal(60, seed + 100), &Device::Cpu).unwrap();
+        let old = trpo.policy(&states).unwrap().log_prob(&actions).unwrap().detach();
+        let surrogate = || {
+            let log_prob = trpo.policy(&states).unwrap().log_prob(&actions).unwrap();
+            ((log_prob - &old).unwrap().exp().unwrap() * &advantages).unwrap().mean_all().unwrap()
+        };
+        // The full step, by hand.
+        let theta = trpo.theta.parameters.values().unwrap();
+        let (start, g) = (surrogate(), trpo.theta.parameters.gradients(&surrogate()).unwrap());
+        let x = trpo.natural_gradient(&states, &g).unwrap();
+        let step = (2e6 / dot(&x, &trpo.fisher_vector_product(&states, &x).unwrap())).sqrt();
+        trpo.theta.parameters.set_values(&plus(&theta, step, &x)).unwrap();
+        let gain = floats(&surrogate())[0] - floats(&start)[0];
+        trpo.theta.parameters.set_values(&theta).unwrap();
+
+        let [_, kl, _] = trpo.update_policy(&states, &actions, &advantages).unwrap();
+        if kl > 0.0 {
+            assert!(gain > 0.0 && kl < 1e6, "{gain} {kl}");
+            kept += 1;
+        } else if gain < 0.0 {
+            assert_eq!(trpo.theta.parameters.values().unwrap(), theta);
+            refused += 1;
+        }
+    }
+    assert!(kept > 0 && refused > 0, "{kept} were kept, {refused} refused");
+}
+
 #[test]
 fn a_gaussian_is_its_formula() {
     let trpo = learner(both_spaces()[1].clone(), &[]);
