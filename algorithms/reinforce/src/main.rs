@@ -22,12 +22,15 @@
 //!       = E[ Σ_t ∇ln π_θ(a_t|s_t) Σ_k γᵏ r_k ]     the environment's part of p_θ(τ) has no θ in it
 //!       = E[ Σ_t ∇ln π_θ(a_t|s_t) Σ_{k ≥ t} γᵏ r_k ]
 //!       = E[ Σ_t γᵗ G_t ∇ln π_θ(a_t|s_t) ]                 G_t = Σ_{k ≥ t} γ^{k−t} r_k
+//!       = E[ Σ_t γᵗ Q(s_t, a_t) ∇ln π_θ(a_t|s_t) ]         Q(s, a) = E[ G_t | s_t = s, a_t = a ]
 //! ```
 //!
-//! That is the policy-gradient theorem with a sampled return in place of Q(s_t, a_t); ∇ln π is the
-//! score function. In the third line rewards from before t are dropped, for a_t cannot change them:
-//! whatever they are, the score's mean beside them is 0, as Σ_a π ∇ln π = ∇ Σ_a π = ∇1 = 0. The mean
-//! over a batch of N episodes is an unbiased estimate, and the parameters climb along it:
+//! The last line is the policy-gradient theorem (Sutton, McAllester, Singh & Mansour 2000), where an
+//! actor-critic begins; the one before it, with a sampled return in place of Q, is REINFORCE. ∇ln π is
+//! the score function, whose mean is 0: Σ_a π ∇ln π = Σ_a ∇π = ∇1 = 0. So in the third line rewards from
+//! before t could be dropped, which a_t cannot change, and so may anything be subtracted from Q or G_t
+//! that does not depend on a_t, a baseline. The mean over a batch of N episodes is an unbiased
+//! estimate, and the parameters climb along it:
 //!
 //! ```text
 //! θ ← θ + α (1/N) Σ_episodes Σ_t γᵗ G_t ∇ln π_θ(a_t|s_t)

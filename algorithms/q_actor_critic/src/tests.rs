@@ -1,0 +1,213 @@
+//! The update against PyTorch's, the baseline, what is done next, what a step shows, and runs against their
+//! pins.
+
+use super::*;
+use approx::assert_abs_diff_eq;
+use common::envs::Space;
+use regression::{Layers, Recording, SCRIPT, View, first_gradients, recorded, scripted};
+
+/// The default hyper-parameters but for `flags`.
+fn args(flags: &[&str]) -> Args {
+    cli::parse_from(["q_actor_critic"].iter().chain(flags).map(Into::into)).unwrap()
+}
+
+fn learner(dims: [usize; 2], hidden_sizes: &[usize], flags: &[&str]) -> QActorCritic {
+    QActorCritic::new(dims, hidden_sizes, &args(flags), &mut learner_rng(1)).unwrap()
+}
+
+fn floats(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+const ACTOR: Layers = &[("hidden0", &["actor/0"]), ("output", &["actor/1"])];
+const CRITIC: Layers = &[("hidden0", &["critic/0"]), ("output", &["critic/1"])];
+
+#[test]
+fn recorded_update_of_nine_steps() {
+    let mut recording = Recording::open("q_actor_critic");
+    let flags = [("gamma", "gamma"), ("policy-lr", "learning_rate_actor"), ("q-lr", "learning_rate_critic")]
+        .map(|(flag, name)| format!("--{flag}={}", recording.number(name)));
+    let make = |optimizer: &str| {
+        let flags: Vec<&str> =
+            flags.iter().map(String::as_str).chain([optimizer, "--baseline=false"]).collect();
+        let learner = learner([4, 2], &[16], &flags);
+        recording.set(&learner.actor.parameters, ACTOR);
+        recording.set(&learner.critic.parameters, CRITIC);
+        learner
+    };
+    // Adam keeps the gradients of its first step, which are those of a plain one.
+    let (mut learner, mut with_adam) = (make("--optimizer=sgd"), make("--optimizer=adam"));
+    let [observations, next_observations, rewards] = ["observations", "next_observations", "rewards"]
+        .map(|name| recording.floats(&format!("batch/{name}")));
+    let [actions, next_actions] =
+        ["actions", "next_actions"].map(|name| recording.integers(&format!("batch/{name}")));
+    let [terminated, truncated] =
+        ["terminated", "truncated"].map(|name| recording.flags(&format!("batch/{name}")));
+    let (mut deltas, mut action_values) = (Vec::new(), Vec::new());
+    for t in 0..9 {
+        let step = Transitions {
+            observations: observations[4 * t..4 * (t + 1)].to_vec(),
+            actions: vec![actions[t]],
+            rewards: vec![rewards[t]],
+            next_observations: next_observations[4 * t..4 * (t + 1)].to_vec(),
+            terminated: vec![terminated[t]],
+            truncated: vec![truncated[t]],
+        };
+        let next_action = &next_actions[t..t + 1];
+        let value = learner.value_of(&step.observations, &step.actions).unwrap();
+        deltas.extend(floats(&learner.td_errors(&step, next_action, &value).unwrap()));
+        let losses = learner.update(&step, next_action).unwrap();
+        assert_abs_diff_eq!(losses.qf_loss, 0.5 * deltas[t] * deltas[t], epsilon = 1e-5);
+        action_values.push(losses.qf_values);
+        if t == 0 {
+            recording.close("expected/loss/policy", losses.policy_loss);
+            recording.close("expected/loss/value", losses.qf_loss);
+            with_adam.update(&step, next_action).unwrap();
+            for (network, layers) in [(&with_adam.actor, ACTOR), (&with_adam.critic, CRITIC)] {
+                let gradients = first_gradients(&network.adam);
+                recording.gradients("expected/gradients", &network.parameters, layers, gradients);
+            }
+        }
+    }
+    recording.close("expected/deltas", deltas);
+    recording.close("expected/action_values", action_values);
+    recording.parameters_close("expected/parameters", &learner.actor.parameters, ACTOR, 2e-6);
+    recording.parameters_close("expected/parameters", &learner.critic.parameters, CRITIC, 2e-6);
+    recording.finish();
+}
+
+/// Two environments in one state each, with three actions, and a learner whose policy is not uniform.
+fn drawn(flags: &[&str]) -> (Transitions, QActorCritic) {
+    let step = Transitions {
+        observations: vec![0.5, -1.0, -0.3, 0.8],
+        actions: vec![2, 0],
+        rewards: vec![1.0, -2.0],
+        next_observations: vec![0.1, 0.9, -0.7, 0.2],
+        terminated: vec![false, true],
+        truncated: vec![true, false],
+    };
+    let mut learner = learner([2, 3], &[8], flags);
+    learner.actor = Network::new(&[2, 8, 3], 1.0, learner.args.policy_lr, 5, &Device::Cpu).unwrap();
+    (step, learner)
+}
+
+/// Of several environments the means are taken, and with the baseline the policy's gradient is that of
+/// −A ln π, A = Q(s, a) − Σ_b π(b|s) Q(s, b).
+#[test]
+fn the_baseline_is_the_critics_value_of_the_state() {
+    for baseline in [true, false] {
+        let (step, mut learner) = drawn(&[&format!("--baseline={baseline}")]);
+        let observations = learner.tensor(&step.observations).unwrap();
+        let q: Vec<Vec<f32>> = learner.critic.forward(&observations).unwrap().to_vec2().unwrap();
+        let logits: Vec<Vec<f32>> = learner.actor.forward(&observations).unwrap().to_vec2().unwrap();
+        // ∂/∂h_k of −A ln π(a) is −A (1[a = k] − π(k)): those are the gradients of the output's bias.
+        let (mut expected, mut loss, mut entropy) = ([0.0_f32; 3], 0.0, 0.0);
+        for env in 0..2 {
+            let total: f32 = logits[env].iter().map(|h| h.exp()).sum();
+            let probs: Vec<f32> = logits[env].iter().map(|h| h.exp() / total).collect();
+            let value: f32 = probs.iter().zip(&q[env]).map(|(p, q)| p * q).sum();
+            let a = step.actions[env] as usize;
+            let weight = q[env][a] - if baseline { value } else { 0.0 };
+            for k in 0..3 {
+                expected[k] -= 0.5 * weight * (f32::from(u8::from(a == k)) - probs[k]);
+                entropy -= 0.5 * probs[k] * probs[k].ln();
+            }
+            loss -= 0.5 * weight * probs[a].ln();
+        }
+        let losses = learner.update(&step, &[0, 1]).unwrap();
+        assert_abs_diff_eq!(losses.policy_loss, loss, epsilon = 1e-5);
+        assert_abs_diff_eq!(losses.entropy, entropy, epsilon = 1e-5);
+        assert_abs_diff_eq!(losses.qf_values, 0.5 * (q[0][2] + q[1][0]), epsilon = 1e-5);
+        let names = recorded::values(&learner.actor.parameters);
+        let bias = names.iter().position(|(name, _)| name == "output.bias").unwrap();
+        for (found, expected) in first_gradients(&learner.actor.adam)[bias].iter().zip(expected) {
+            assert_abs_diff_eq!(*found, expected, epsilon = 1e-5);
+        }
+    }
+}
+
+#[test]
+fn errors_look_beyond_a_time_limit_and_not_beyond_termination() {
+    let (step, learner) = drawn(&["--gamma=0.5"]);
+    let next_values = floats(&learner.value_of(&step.next_observations, &[1, 2]).unwrap());
+    let values = Tensor::new(&[3.0_f32, 4.0], &Device::Cpu).unwrap();
+    let errors = floats(&learner.td_errors(&step, &[1, 2], &values).unwrap());
+    assert_abs_diff_eq!(errors[0], 1.0 + 0.5 * next_values[0] - 3.0, epsilon = 1e-6);
+    assert_eq!(errors[1], -2.0 - 4.0);
+}
+
+#[test]
+fn a_step_is_what_happened_and_what_is_done_next_is_what_the_critic_was_told() {
+    let (mut envs, log) = scripted(3, View::Vector, Space::Discrete { n: 3 }, SCRIPT);
+    let mut learner = learner([3, 3], &[8], &[]);
+    // In every state another policy.
+    learner.actor = Network::new(&[3, 8, 3], 5.0, 0.0, 5, &Device::Cpu).unwrap();
+    let mut rng = learner_rng(1);
+    let mut actions = learner.act(envs.observations(), &mut rng).unwrap();
+    let (mut ends, mut others) = (Vec::new(), 0);
+    for t in 0..20 {
+        let observations = envs.observations().to_vec();
+        envs.step(&actions).unwrap();
+        let step = Transitions::last(observations, actions, &envs);
+        let seen: Vec<f32> = (0..3).flat_map(|env| log.of(env)[t].next_observation.clone()).collect();
+        let next_actions = learner.next_actions(&step, &mut rng.clone()).unwrap();
+        assert_eq!(next_actions, learner.act(&seen, &mut rng.clone()).unwrap());
+        others += usize::from(next_actions != learner.act(envs.observations(), &mut rng.clone()).unwrap());
+        // Told apart: what follows is a' + 10 where an episode goes on, and 20 where one begins.
+        let following = step.following(&[10, 11, 12], &[20, 21, 22]);
+        for env in 0..3 {
+            let happened = log.of(env)[t].clone();
+            assert_eq!(step.observations[3 * env..3 * (env + 1)], happened.observation);
+            assert_eq!(step.actions[env] as f32, happened.action[0]);
+            assert_eq!(step.rewards[env], happened.reward);
+            assert_eq!(step.next_observations[3 * env..3 * (env + 1)], happened.next_observation);
+            assert_eq!(
+                (step.terminated[env], step.truncated[env]),
+                (happened.terminated, happened.truncated)
+            );
+            let begins = happened.terminated || happened.truncated;
+            assert_eq!(following[env], if begins { 20 } else { 10 } + env as u32);
+            ends.push((happened.terminated, happened.truncated));
+        }
+        actions = learner.act(envs.observations(), &mut rng).unwrap();
+    }
+    assert!(others > 0, "a' of the next episode's first state is never another");
+    assert!([(true, false), (false, true), (true, true)].iter().all(|end| ends.contains(end)));
+    assert!((0..3).all(|action| log.of(0).iter().any(|t| t.action[0] == action as f32)));
+}
+
+#[test]
+fn networks_are_born_apart_and_the_first_policy_is_almost_uniform() {
+    let learner = learner([3, 3], &[16, 8], &[]);
+    let hidden = |network: &Network| recorded::values(&network.parameters)[1].clone();
+    assert_ne!(hidden(&learner.actor), hidden(&learner.critic));
+    let policy = learner.policy(&[0.5, -0.5, 1.0]).unwrap();
+    assert!(floats(&policy.entropy().unwrap())[0] > 3.0_f32.ln() - 1e-3);
+    let mode = policy.mode().unwrap().to_vec1::<u32>().unwrap();
+    assert_eq!(mode, learner.act_greedily(&[0.5, -0.5, 1.0]).unwrap());
+}
+
+/// What the defaults do, with step sizes that fall.
+#[test]
+fn pinned_run() {
+    let flags = ["--total-timesteps=2400", "--eval-episodes=3"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
+}
+
+/// Plain steps of one size by the action values themselves, one environment, cut off after 200 steps.
+#[test]
+fn pinned_run_of_the_paper() {
+    let flags = [
+        "--env-id=MountainCar-v0",
+        "--total-timesteps=1000",
+        "--optimizer=sgd",
+        "--policy-lr=0.0005",
+        "--q-lr=0.02",
+        "--anneal-lr=false",
+        "--baseline=false",
+        "--num-envs=1",
+        "--gamma=0.9",
+        "--eval-episodes=3",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "paper", &flags, train);
+}
