@@ -64,7 +64,7 @@ use std::process::ExitCode;
 #[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("DynaMaze-v0")))]
-#[command(mut_arg("total_timesteps", |arg| arg.default_value("2000")))]
+#[command(mut_arg("total_timesteps", |arg| arg.default_value("6000")))]
 struct Args {
     #[command(flatten)]
     #[serde(flatten)]
@@ -247,9 +247,12 @@ impl DynaQ {
             self.priorities[first] = 0.0;
             self.update(&step);
             // All that the model says lead to s.
-            for before in self.model.outcomes.clone().iter().flatten() {
-                if before.next_state == step.state && !before.terminated {
-                    self.prioritize(before);
+            for entry in 0..self.model.outcomes.len() {
+                if let Some(before) = self.model.outcomes[entry]
+                    && before.next_state == step.state
+                    && !before.terminated
+                {
+                    self.prioritize(&before);
                 }
             }
         }

@@ -17,7 +17,7 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn a_killed_run_resumes_exactly() {
     // The wall moves meanwhile.
-    let args = ["--env-id", "ShortcutMaze-v0", "--total-timesteps", "50000", "--checkpoint-every", "1000"];
+    let args = ["--env-id", "ShortcutMaze-v0", "--total-timesteps", "20000", "--checkpoint-every", "500"];
     let args = [&args[..], &["--eval-episodes", "1"]].concat();
     regression::resumes(DYNA_Q, &[&args[..], &["--kappa", "1e-3"]].concat());
     regression::resumes(DYNA_Q, &[&args[..], &["--prioritized-sweeping"]].concat());

@@ -227,6 +227,7 @@ fn train(args: Args) -> Result<()> {
     let mut action = sarsa.act(envs.observations()[0] as usize, &mut rng);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
+    let mut episodes = 0;
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(
@@ -237,11 +238,13 @@ fn train(args: Args) -> Result<()> {
                 ("action", &mut action),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
+                ("episodes", &mut episodes),
             ],
         )?;
 
         let step = interact(&sarsa, &mut envs, &mut action, &mut rng)?;
         global_step += 1;
+        episodes += envs.episodes().len();
         run.episodes(global_step, envs.episodes())?;
 
         let (state, chosen) = (step.state, step.action);
@@ -249,6 +252,7 @@ fn train(args: Args) -> Result<()> {
         if let (Some(td_error), true) = (td_errors.last(), global_step.is_multiple_of(100)) {
             run.log(global_step, "losses/td_loss", td_error.powi(2))?;
             run.log(global_step, "losses/q_values", sarsa.values(state)[chosen])?;
+            run.log(global_step, "charts/episodes", episodes as f64)?;
         }
     }
 

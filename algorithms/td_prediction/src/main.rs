@@ -19,10 +19,8 @@
 //!     G_t = r_{t+1} + γ r_{t+2} + … + γⁿ v(s_{t+n})              td, n steps later (n = 1: TD(0))
 //!     G_t = r_{t+1} + γ r_{t+2} + … + γ^{T−t−1} r_T              monte-carlo, at the episode's end
 //!     G_t = r_{t+1} + γ [ (1 − λ) v(s_{t+1}) + λ G_{t+1} ]       lambda-return, at the episode's end
-//!
 //! δ = r_{t+1} + γ v(s_{t+1}) − v(s_t)
 //! z ← γλ z + x(s_t),   w ← w + α δ z                             td-lambda
-//!
 //! z ← γλ z + (1 − αγλ zᵀx(s_t)) x(s_t)                           true-online; v_old is v(s_t) by the
 //! w ← w + α (δ + v(s_t) − v_old) z − α (v(s_t) − v_old) x(s_t)   weights before the last update
 //! ```
@@ -292,8 +290,8 @@ impl Predictor {
         largest_change
     }
 
-    /// At an episode's end learns from all episodes so far until it has settled.
-    fn learn_from_batch(&mut self, step: Step) {
+    /// At an episode's end learns from all episodes so far until it has settled. Returns no errors.
+    fn learn_from_batch(&mut self, step: Step) -> Vec<f64> {
         let (terminated, truncated) = (step.terminated, step.truncated);
         self.window.push(step);
         if terminated || truncated {
@@ -301,20 +299,19 @@ impl Predictor {
             if terminated || self.args.method == Method::BatchTd {
                 self.batch.push(episode);
             }
-            while self.sweep() >= SETTLED {}
+            // Without a discount, values of episodes that were cut off may grow for ever.
+            (0..10_000).take_while(|_| self.sweep() >= SETTLED).for_each(drop);
         }
+        Vec::new()
     }
 
-    /// Learns from one more step. Returns the errors of the predictions that changed, but for batches.
+    /// Learns from one more step. Returns the errors of the predictions that changed.
     fn learn(&mut self, step: Step) -> Vec<f64> {
         match self.args.method {
             Method::Td | Method::MonteCarlo | Method::LambdaReturn => self.learn_from_returns(step),
             Method::TdLambda => vec![self.learn_from_trace(&step)],
             Method::TrueOnline => vec![self.learn_true_online(&step)],
-            Method::BatchTd | Method::BatchMonteCarlo => {
-                self.learn_from_batch(step);
-                Vec::new()
-            }
+            Method::BatchTd | Method::BatchMonteCarlo => self.learn_from_batch(step),
         }
     }
 }
@@ -336,7 +333,7 @@ struct Truth {
 
 impl Truth {
     /// v(s) = Σ_a Σ_{s',r} p(s',r|s,a) [ r + γ v(s') ] / |A|, repeated until it settles.
-    fn new(model: &TransitionModel, gamma: f64) -> Self {
+    fn new(model: &TransitionModel, gamma: f64) -> Result<Self> {
         let num_states = model.outcomes.len();
         let mut reached: Vec<bool> = model.initial.iter().map(|&probability| probability > 0.0).collect();
         let mut waiting: Vec<usize> = (0..num_states).filter(|&state| reached[state]).collect();
@@ -349,7 +346,9 @@ impl Truth {
         }
         let states: Vec<usize> = (0..num_states).filter(|&state| reached[state]).collect();
         let mut values = vec![0.0; num_states];
-        for _ in 0..1_000_000 {
+        // Enough for every one that settles, and a few seconds at most for one that does not.
+        let outcomes = model.outcomes.iter().flatten().flatten().count();
+        for _ in 0..(1_000_000_000 / outcomes).min(1_000_000) {
             let mut largest_change: f64 = 0.0;
             for &state in &states {
                 let mut value = 0.0;
@@ -358,14 +357,14 @@ impl Truth {
                     value += outcome.probability * (outcome.reward + gamma * next_value);
                 }
                 value /= model.outcomes[state].len() as f64;
-                largest_change = largest_change.max((value - values[state]).abs());
+                largest_change = largest_change.max((value - values[state]).abs() / value.abs().max(1.0));
                 values[state] = value;
             }
             if largest_change < 1e-10 {
-                break;
+                return Ok(Self { values: states.iter().map(|&state| values[state]).collect(), states });
             }
         }
-        Self { values: states.iter().map(|&state| values[state]).collect(), states }
+        invalid(format!("--gamma {gamma}: this environment's values do not settle; use a smaller discount"))
     }
 
     /// The root of the mean square error over the states.
@@ -389,7 +388,7 @@ fn train(args: Args) -> Result<()> {
         ));
     };
     let num_actions = model.outcomes[0].len();
-    let truth = Truth::new(model, args.gamma);
+    let truth = Truth::new(model, args.gamma)?;
     let features = Features::new(model.outcomes.len(), &truth.states, args.groups);
     let mut predictor = Predictor::new(features.n, &args);
     let mut rng = learner_rng(args.run.seed);

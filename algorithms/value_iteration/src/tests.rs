@@ -12,7 +12,7 @@ fn iteration(model: &TransitionModel, flags: &[&str]) -> ValueIteration {
 
 /// Sweeps until no value changes by θ. Returns how many sweeps that took.
 fn settle(iteration: &mut ValueIteration) -> usize {
-    (1..100_000).find(|_| iteration.sweep() < iteration.args.theta).expect("values without end")
+    (1..3_000).find(|_| iteration.sweep() < iteration.args.theta).expect("values without end")
 }
 
 /// V* and the number of sweeps.
