@@ -122,7 +122,7 @@ fn urgent_is_what_exceeds_theta_and_the_most_urgent_comes_first() {
 
     // What leads to a state is urgent by as much as it would change; what ends there is not.
     dyna.remember(&step(3, 0, 0.0, 2, false));
-    dyna.remember(&step(3, 1, 0.0, 2, true));
+    dyna.remember(&step(3, 1, 5.0, 2, true));
     dyna.q[4] = 0.0;
     dyna.prioritize(&step(2, 0, 2.0, 3, true));
     dyna.sweep();
