@@ -7,20 +7,6 @@ fn learns() {
     regression::check(env!("CARGO_MANIFEST_DIR"), PROGRAM);
 }
 
-/// Where a batch is all that the buffer holds, every step is used a few times and then forgotten, and all
-/// that is left is what is known of the last few episodes. It is the replay that learns.
-#[test]
-fn without_replay_it_does_not_learn() {
-    let dir = regression::learning::scratch();
-    let run_dir = dir.path().join("run").to_string_lossy().into_owned();
-    let flags = ["--buffer-size", "128", "--total-timesteps", "100000", "--run-dir", &run_dir];
-    let (code, output, errors) = regression::learning::run(PROGRAM, &flags);
-    assert_eq!(code, Some(0), "{errors}");
-    let (_, mean) = output.rsplit_once("mean=").unwrap();
-    let mean: f64 = mean.split(' ').next().unwrap().parse().unwrap();
-    assert!(mean < 200.0, "{mean}");
-}
-
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let flags = ["--total-timesteps", "6000", "--eval-episodes", "3", "--seed", "7"];
