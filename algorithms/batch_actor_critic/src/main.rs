@@ -64,7 +64,7 @@ struct Args {
     critic: Critic,
     /// Rewards before the critic's value stands for the rest, n, of `--critic n-step`
     #[arg(long, default_value_t = 20, value_parser = cli::positive)]
-    n_steps: usize,
+    n_step: usize,
     /// Step size of the policy, α
     #[arg(long, default_value_t = 5e-3, value_parser = cli::non_negative)]
     policy_lr: f64,
@@ -285,14 +285,14 @@ impl BatchActorCritic {
             match self.args.critic {
                 Critic::Mc => None,
                 Critic::Td => Some(1),
-                Critic::NStep => Some(self.args.n_steps),
+                Critic::NStep => Some(self.args.n_step),
             },
         )
     }
 
     /// A_t, `[num_steps]`, of the fitted critic.
     fn advantages(&self, rollout: &Rollout) -> Result<Tensor> {
-        let n = if self.args.critic == Critic::NStep { self.args.n_steps } else { 1 };
+        let n = if self.args.critic == Critic::NStep { self.args.n_step } else { 1 };
         // A_t = r_t + γ (1 − terminated) V_w(s_{t+1}) − V_w(s_t), or R_t − V_w(s_t)
         Ok((self.returns(rollout, Some(n))? - self.values(&rollout.observations)?)?.detach())
     }
