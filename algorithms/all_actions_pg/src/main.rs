@@ -30,8 +30,9 @@
 //! `--gradient sampled` and `--gradient advantage` are what it is to be compared with: the same critic, but
 //! Q_w(s, a) ∇ln π_θ(a|s) of the action taken, without and with the baseline Σ_a π_θ(a|s) Q_w(s, a).
 //! `--variance-every 1` logs at each update the variance, summed over the parameters, of what a single state
-//! contributes to each of the three, from the same policy, critic and rollout. While CartPole is learned a
-//! sample has thousands of times the sum's variance, and with the baseline two to five times.
+//! contributes to each of the three, from the same policy, critic and rollout. On average, while CartPole is
+//! learned, a sample has thousands of times the sum's variance, and with the baseline about two to five
+//! times.
 //!
 //! Deviations from the papers: several environments side by side in place of one, and Adam, its step sizes
 //! falling to zero. The critic makes several steps for each of the policy's (`--critic-updates`), each
