@@ -282,11 +282,11 @@ impl AllActions {
     fn gradient_variance(&self, batch: &Batch, gradient: Gradient) -> Result<f64> {
         let action_values = self.critic.forward(&batch.observations)?;
         let policy = self.policy(&batch.observations)?;
-        let objectives = objectives(&policy, &batch.actions, &action_values, gradient)?; // [batch]
-        let n = objectives.dim(0)?;
+        let of_states = objectives(&policy, &batch.actions, &action_values, gradient)?; // [batch]
+        let n = of_states.dim(0)?;
         let mut estimates = Vec::new(); // [n, num_parameters]
         for i in 0..n {
-            estimates.extend(self.actor.parameters.gradients(&objectives.get(i)?)?);
+            estimates.extend(self.actor.parameters.gradients(&of_states.get(i)?)?);
         }
         let estimates = Tensor::from_vec(estimates, (n, ()), &self.device)?;
         let squares = estimates.broadcast_sub(&estimates.mean_keepdim(0)?)?.sqr()?.sum_all()?;
