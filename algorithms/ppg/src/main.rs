@@ -29,9 +29,10 @@
 //!
 //! Deviations from the paper: Adam's step size falls to zero, and each network has one Adam in both phases;
 //! policy and critic pass over a rollout equally often (as in CleanRL's `ppg_procgen.py`; in the paper once,
-//! too); layers are initialised orthogonally. The defaults are for CartPole-v1, far smaller than the paper's
-//! tasks: shorter phases (N_π = 8, there 32) and a larger step (1e-3, there 5e-4). Our own: where a time
-//! limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
+//! too); layers are initialised orthogonally; rewards are not scaled. The defaults are for CartPole-v1, far
+//! smaller than the paper's tasks: shorter phases (N_π = 8, there 32), 16 minibatches (8), γ = 0.99 (0.999),
+//! a step of 1e-3 (5e-4). Advantages are normalised over a rollout, as in the authors' program. Our own:
+//! where a time limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
 //!
 //! Run `cargo run -p ppg`: 475 (Gymnasium's threshold) or more on CartPole-v1 in 300,000 steps, ten seconds.
 
@@ -98,9 +99,8 @@ struct Args {
     beta_clone: f64,
 }
 
-/// A network of tanh units: two hidden layers for vectors; for images a convolution and one hidden
-/// layer (16 filters of 3 × 3 and 128 units are what MinAtar's authors use: Young & Tian 2019,
-/// arXiv:1903.03176).
+/// A network of tanh units. Images: a convolution, 16 filters of 3 × 3, and 128 units (Young & Tian 2019,
+/// arXiv:1903.03176); else two hidden layers.
 struct Network {
     convolution: Option<Conv2d>, // [height, width, channels] → [height − 2, width − 2, 16]
     hidden: Vec<Linear>,         // → [hidden_sizes[0]] → … → [features]
@@ -182,8 +182,7 @@ impl Rollout {
     /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
     fn advantages(&self, values: &[f32], next_values: &[f32], args: &Args) -> Vec<f32> {
         let (gamma, gae_lambda) = (args.gamma as f32, args.gae_lambda as f32);
-        let num_envs = args.num_envs;
-        let num_steps = self.rewards.len() / num_envs;
+        let (num_envs, num_steps) = (args.num_envs, self.rewards.len() / args.num_envs);
         let mut advantages = vec![0.0; self.rewards.len()];
         for t in (0..num_steps).rev() {
             for env in 0..num_envs {
@@ -288,7 +287,7 @@ impl Ppg {
         let returns = (&advantages + values)?; // R̂_t = Â_t + V(s_t)
         // 1 − Var(R̂ − V) / Var(R̂)
         let variance = |x: &Tensor| x.broadcast_sub(&x.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>();
-        let explained_variance = 1.0 - variance(&advantages)? / variance(&returns)?.max(f32::MIN_POSITIVE);
+        let explained_variance = 1.0 - variance(&advantages)? / variance(&returns)?.max(1e-20);
         // Over the whole rollout zero mean and unit standard deviation.
         let centred = advantages.broadcast_sub(&advantages.mean_all()?)?;
         let std = (centred.sqr()?.sum_all()? / (centred.elem_count() - 1).max(1) as f64)?.sqrt()?;
@@ -433,9 +432,11 @@ fn train(args: Args) -> Result<()> {
                     value_loss = ppg.update_critic(&select([&observations, &returns], rows)?)?;
                 }
             }
-            run.log(global_step, "losses/aux/aux_value_loss", auxiliary_loss)?;
-            run.log(global_step, "losses/aux/kl_loss", kl_loss)?;
-            run.log(global_step, "losses/aux/real_value_loss", value_loss)?;
+            if args.e_auxiliary > 0 {
+                run.log(global_step, "losses/aux/aux_value_loss", auxiliary_loss)?;
+                run.log(global_step, "losses/aux/kl_loss", kl_loss)?;
+                run.log(global_step, "losses/aux/real_value_loss", value_loss)?;
+            }
             memory = Default::default();
         }
     }
