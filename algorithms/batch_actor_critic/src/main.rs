@@ -33,11 +33,13 @@
 //!
 //! Deviations from the lectures: means over steps in place of sums; Adam, its step sizes falling to zero;
 //! their sum of n steps has one reward too many. `td` and `n-step` may compute y_t anew, from what the
-//! critic has learned by then (`--target-updates`, K steps each). Where a time limit cuts an episode short,
-//! y_t goes on with the critic's value of the true last state.
+//! critic has learned by then (`--target-updates`, K steps each): `td`, whose targets otherwise move by one
+//! reward an update, needs it. Where a time limit cuts an episode short, y_t goes on with the critic's value
+//! of the true last state.
 //!
 //! Run `cargo run -p batch_actor_critic`: 475 or more on CartPole-v1 (the return at which Gymnasium registers
-//! it as solved) after 300,000 steps in five seconds.
+//! it as solved) after 300,000 steps in five seconds; as much with `--critic n-step`, and with `--critic td
+//! --target-updates 10 --critic-updates 5` (without these 290 to 370).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
