@@ -29,11 +29,11 @@
 //! Left open by the paper, and here as in OpenAI's baselines: the entropy bonus stands within g, before the
 //! projection; the gradients of both networks are clipped together. Deviations from the paper: environments in
 //! step with each other, replayed together, and one learner, in place of asynchronous ones, so that a run is the
-//! same each time; two small networks in place of one over images; means for sums; a falling step size; ln φ
-//! ends at φ = 1e-6, so that nothing is divided by 0; V of the last state follows where a time limit ended it.
+//! same each time; two small networks in place of one over images; means for sums; a falling step size;
+//! RMSProp's ε beside the root (see `a2c`); ln φ ends at φ = 1e-6, so that nothing is divided by 0; V of the
+//! last state follows where a time limit ended it.
 //!
-//! Run `cargo run -p acer`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as solved)
-//! after 300,000 steps in ten seconds.
+//! Run `cargo run -p acer`: 475 (Gymnasium's threshold) or more on CartPole-v1, 300,000 steps, ten seconds.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};

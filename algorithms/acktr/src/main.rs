@@ -29,9 +29,9 @@
 //! is that of Gauss and Newton. λ is a damping, of which κ gives each factor its share (π in the papers).
 //!
 //! Deviations from the paper: policy and critic are two small networks, each with its own step size and δ
-//! (the critic's far larger, for values go up to 100); there is no momentum, and η_max stays; uᵀ F u is
-//! u · ∇L, where F has the damping in it, as in OpenAI's program. Averages are means at first (Martens &
-//! Grosse), n-step returns look beyond a time limit (as in `a2c`; Pardo et al. 2018, arXiv:1712.00378).
+//! (0.002, there 0.001; the critic's far larger, for values go up to 100); there is no momentum, and η_max
+//! stays; uᵀ F u is u · ∇L, where F has the damping in it, as in OpenAI's program. Averages are means at
+//! first (Martens & Grosse), n-step returns look beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!
 //! Run `cargo run -p acktr`: 475 (Gymnasium's threshold) or more on CartPole-v1, 300,000 steps, six seconds.
 
@@ -356,7 +356,7 @@ impl Acktr {
         let loss = ((&policy_loss + (&value_loss * 0.5)?)? - (&entropy * self.args.ent_coef)?)?;
         // 1 − Var(R − V) / Var(R)
         let variance = |x: &Tensor| x.broadcast_sub(&x.mean_all()?)?.sqr()?.mean_all()?.to_scalar::<f32>();
-        let unexplained = variance(&advantages)? / variance(&returns)?.max(f32::MIN_POSITIVE);
+        let unexplained = variance(&advantages)? / variance(&returns)?.max(1e-20);
         let losses = Losses {
             policy_loss: policy_loss.to_scalar()?,
             value_loss: value_loss.to_scalar()?,

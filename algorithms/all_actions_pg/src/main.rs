@@ -30,8 +30,9 @@
 //! `--gradient sampled` and `--gradient advantage` are what it is to be compared with: the same critic, but
 //! Q_w(s, a) ∇ln π_θ(a|s) of the action taken, without and with the baseline Σ_a π_θ(a|s) Q_w(s, a).
 //! `--variance-every 1` logs at each update the variance, summed over the parameters, of what a single state
-//! contributes to each of the three, from the same policy, critic and rollout. While CartPole is learned a
-//! sample has thousands of times the sum's variance, and with the baseline two to five times.
+//! contributes to each of the three, from the same policy, critic and rollout. On average, while CartPole is
+//! learned, a sample has thousands of times the sum's variance, and with the baseline about two to five
+//! times.
 //!
 //! Deviations from the papers: several environments side by side in place of one, and Adam, its step sizes
 //! falling to zero. The critic makes several steps for each of the policy's (`--critic-updates`), each
@@ -281,11 +282,11 @@ impl AllActions {
     fn gradient_variance(&self, batch: &Batch, gradient: Gradient) -> Result<f64> {
         let action_values = self.critic.forward(&batch.observations)?;
         let policy = self.policy(&batch.observations)?;
-        let objectives = objectives(&policy, &batch.actions, &action_values, gradient)?; // [batch]
-        let n = objectives.dim(0)?;
+        let of_states = objectives(&policy, &batch.actions, &action_values, gradient)?; // [batch]
+        let n = of_states.dim(0)?;
         let mut estimates = Vec::new(); // [n, num_parameters]
         for i in 0..n {
-            estimates.extend(self.actor.parameters.gradients(&objectives.get(i)?)?);
+            estimates.extend(self.actor.parameters.gradients(&of_states.get(i)?)?);
         }
         let estimates = Tensor::from_vec(estimates, (n, ()), &self.device)?;
         let squares = estimates.broadcast_sub(&estimates.mean_keepdim(0)?)?.sqr()?.sum_all()?;

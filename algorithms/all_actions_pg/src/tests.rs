@@ -132,7 +132,7 @@ fn the_bonus_makes_a_policy_more_random() {
     let no_values = Tensor::zeros((24, 3), DType::F32, &Device::Cpu).unwrap();
     let entropies: Vec<f32> = (0..20).map(|_| learner.update_actor(&batch, &no_values).unwrap().1).collect();
     assert!(entropies.windows(2).all(|pair| pair[1] > pair[0]), "{entropies:?}");
-    // 0.5 of it: the gradient is that of −½ H, which finite differences of H know.
+    // 0.5 of it: the gradient is that of −½ H.
     let gradients = |learner: &AllActions| {
         let entropy = learner.policy(&batch.observations).unwrap().entropy().unwrap();
         learner.actor.parameters.gradients(&entropy.mean_all().unwrap()).unwrap()

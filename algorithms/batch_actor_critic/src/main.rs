@@ -33,11 +33,13 @@
 //!
 //! Deviations from the lectures: means over steps in place of sums; Adam, its step sizes falling to zero;
 //! their sum of n steps has one reward too many. `td` and `n-step` may compute y_t anew, from what the
-//! critic has learned by then (`--target-updates`, K steps each). Where a time limit cuts an episode short,
-//! y_t goes on with the critic's value of the true last state.
+//! critic has learned by then (`--target-updates`, K steps each): `td`, whose targets otherwise move by one
+//! reward an update, needs it. Where a time limit cuts an episode short, y_t goes on with the critic's value
+//! of the true last state.
 //!
 //! Run `cargo run -p batch_actor_critic`: 475 or more on CartPole-v1 (the return at which Gymnasium registers
-//! it as solved) after 300,000 steps in five seconds.
+//! it as solved) after 300,000 steps in five seconds; as much with `--critic n-step`, and with `--critic td
+//! --target-updates 10 --critic-updates 5` (without these 290 to 370).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -64,7 +66,7 @@ struct Args {
     critic: Critic,
     /// Rewards before the critic's value stands for the rest, n, of `--critic n-step`
     #[arg(long, default_value_t = 20, value_parser = cli::positive)]
-    n_steps: usize,
+    n_step: usize,
     /// Step size of the policy, α
     #[arg(long, default_value_t = 5e-3, value_parser = cli::non_negative)]
     policy_lr: f64,
@@ -285,14 +287,14 @@ impl BatchActorCritic {
             match self.args.critic {
                 Critic::Mc => None,
                 Critic::Td => Some(1),
-                Critic::NStep => Some(self.args.n_steps),
+                Critic::NStep => Some(self.args.n_step),
             },
         )
     }
 
     /// A_t, `[num_steps]`, of the fitted critic.
     fn advantages(&self, rollout: &Rollout) -> Result<Tensor> {
-        let n = if self.args.critic == Critic::NStep { self.args.n_steps } else { 1 };
+        let n = if self.args.critic == Critic::NStep { self.args.n_step } else { 1 };
         // A_t = r_t + γ (1 − terminated) V_w(s_{t+1}) − V_w(s_t), or R_t − V_w(s_t)
         Ok((self.returns(rollout, Some(n))? - self.values(&rollout.observations)?)?.detach())
     }

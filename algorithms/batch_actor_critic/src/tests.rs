@@ -44,8 +44,7 @@ fn recorded_update(name: &str, critic: &str) {
     let updates = recording.number("critic_updates");
     // n is for the n-step critic alone.
     let n = if critic == "n-step" { recording.number("n") } else { 7.0 };
-    let own_flags =
-        [format!("--critic={critic}"), format!("--n-steps={n}"), "--target-updates=1".to_string()];
+    let own_flags = [format!("--critic={critic}"), format!("--n-step={n}"), "--target-updates=1".to_string()];
     let make = |updates: f64| {
         let updates = format!("--critic-updates={updates}");
         let all = flags.iter().chain(&own_flags).chain([&updates]);
@@ -211,7 +210,7 @@ fn pinned_runs_of_other_critics() {
         let flags = [
             &*format!("--critic={critic}"),
             "--total-timesteps=800",
-            "--n-steps=5",
+            "--n-step=5",
             "--target-updates=3",
             "--critic-updates=4",
             "--discount-gradient",

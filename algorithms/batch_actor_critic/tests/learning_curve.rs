@@ -12,7 +12,7 @@ fn learns() {
 fn the_same_seed_gives_the_same_run() {
     let args = ["--total-timesteps", "4000", "--eval-episodes", "3", "--seed", "7"];
     regression::is_deterministic(ACTOR_CRITIC, &args);
-    let n_step = ["--critic", "n-step", "--n-steps", "5", "--target-updates", "2"];
+    let n_step = ["--critic", "n-step", "--n-step", "5", "--target-updates", "2"];
     regression::is_deterministic(ACTOR_CRITIC, &[&args[..], &n_step].concat());
 }
 
@@ -32,7 +32,7 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(ACTOR_CRITIC, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "batch_actor_critic", "Discrete actions"]);
     refuses(&["--critic", "gae"], &["'gae'", "--critic", "mc, td, n-step"]);
-    refuses(&["--n-steps", "0"], &["'0'", "--n-steps", "at least 1"]);
+    refuses(&["--n-step", "0"], &["'0'", "--n-step", "at least 1"]);
     refuses(&["--target-updates", "0"], &["'0'", "--target-updates", "at least 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
 }

@@ -1,4 +1,4 @@
-//! TRPO learns CartPole, the same way each time, and refuses what it cannot do.
+//! TRPO learns CartPole and Pendulum, the same way each time, and refuses what it cannot do.
 
 const TRPO: &str = env!("CARGO_BIN_EXE_trpo");
 
