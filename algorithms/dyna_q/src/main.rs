@@ -64,7 +64,7 @@ use std::process::ExitCode;
 #[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("DynaMaze-v0")))]
-#[command(mut_arg("total_timesteps", |arg| arg.default_value("6000")))]
+#[command(mut_arg("total_timesteps", |arg| arg.default_value("4000")))]
 struct Args {
     #[command(flatten)]
     #[serde(flatten)]
