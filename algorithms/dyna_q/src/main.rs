@@ -31,7 +31,7 @@
 //! and after each such update looks at all that lead there by the model:
 //!
 //! ```text
-//! p(s,a) ← | r + γ (1 − terminated) max_{a'} Q(s',a') − Q(s,a) |        if that exceeds θ
+//! p(s,a) ← | r + γ (1 − terminated) max_{a'} Q(s',a') − Q(s,a) |   if that exceeds θ and what it was
 //! ```
 //!
 //! Deviations: none from the book's boxes, which suppose that an action always leads to the same state
@@ -64,7 +64,7 @@ use std::process::ExitCode;
 #[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("DynaMaze-v0")))]
-#[command(mut_arg("total_timesteps", |arg| arg.default_value("6000")))]
+#[command(mut_arg("total_timesteps", |arg| arg.default_value("4000")))]
 struct Args {
     #[command(flatten)]
     #[serde(flatten)]

@@ -19,7 +19,8 @@
 //!                          w ← w + α [ G_t − q(s_t,a_t) ] x(s_t,a_t)                n steps later
 //! --method lambda          δ = r_{t+1} + γ q(s_{t+1},a_{t+1}) − q(s_t,a_t)
 //!                          z ← γλ z + x(s_t,a_t),   w ← w + α δ z                   or another trace:
-//!     --trace replacing            z_i ← x_i where x_i ≠ 0, otherwise γλ z_i
+//!     --trace replacing            z_i ← x_i where x_i ≠ 0, otherwise γλ z_i   (for tiles: waves and
+//!                                  Gaussians are nowhere 0, and only an action's last step would remain)
 //!     --trace replacing-clearing   and z_i ← 0 for the features of the other actions in s_t
 //!     --trace dutch                z ← γλ z + (1 − αγλ zᵀx) x
 //! --method true-online     z as dutch, and q_old being q(s_t,a_t) before the last update
@@ -156,26 +157,24 @@ struct Features {
 impl Features {
     fn new(spec: &Spec, args: &Args) -> Result<Self> {
         let (dim, num_actions) = spec.box_to_discrete("linear_sarsa")?;
+        let refuse = |why: String| invalid(format!("--env-id {}: {why}", spec.id));
         let (low, high) = match &spec.observation_space {
-            Space::Box { low, high, .. } if low.iter().chain(high).all(|bound| bound.is_finite()) => {
-                (low, high)
-            }
-            space => {
-                let id = &spec.id;
-                return invalid(format!(
-                    "--env-id {id}: linear_sarsa needs bounded observations, not {space}"
-                ));
-            }
+            Space::Box { low, high, .. } if low.iter().chain(high).all(|x| x.is_finite()) => (low, high),
+            space => return refuse(format!("linear_sarsa needs bounded observations, not {space}")),
         };
         let range = low.iter().zip(high).map(|(&low, &high)| f64::from(high) - f64::from(low)).collect();
         let low = low.iter().map(|&low| low.into()).collect();
         let (points, grids, most) = match args.basis {
             // Grids are shifted by less than a tile, so that one more covers the space.
             Basis::Tiles => (args.tiles + 1, args.tilings, args.hash_size),
-            Basis::Fourier | Basis::Radial => (args.order + 1, 1, usize::MAX),
+            Basis::Fourier | Basis::Radial => (args.order + 1, 1, 10_000_000),
         };
-        let per_action = points.pow(dim as u32) * grids;
-        let (len, step_size) = ((per_action * num_actions).min(most), args.learning_rate / grids as f64);
+        let all = points.checked_pow(dim as u32).and_then(|n| n.checked_mul(grids)?.checked_mul(num_actions));
+        let Some(all) = all.filter(|&all| args.basis == Basis::Tiles || all <= most) else {
+            return refuse(format!("{dim} numbers are too many for a grid of {points} points along each"));
+        };
+        let (per_action, len) = (all / num_actions, all.min(most));
+        let step_size = args.learning_rate / grids as f64;
         Ok(Self { low, range, points, grids, per_action, len, step_size, num_actions, args: args.clone() })
     }
 

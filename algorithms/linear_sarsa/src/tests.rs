@@ -273,7 +273,7 @@ fn assert_meets(what: &str, (mean, error): (f64, f64), published: f64, its_error
     );
 }
 
-/// Examples 10.1 and 10.2, figures 10.2 and 10.4; published means computed over 100 and 60 runs.
+/// Example 10.1 and section 10.2, figures 10.2 to 10.4; published means computed over 100 and 60 runs.
 #[test]
 fn n_step_sarsa_learns_the_mountain_car_as_in_the_book() {
     let check = |flags: &str, episodes: std::ops::Range<usize>, runs: u64, published: f64, its_error: f64| {

@@ -34,6 +34,8 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations", "Discrete(16)"]);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "bounded observations", "Box([4])"]);
+    refuses(&["--env-id", "MinAtar/Breakout-v1"], &["MinAtar/Breakout-v1", "400 numbers", "too many"]);
+    refuses(&["--basis", "fourier", "--order", "4000"], &["MountainCarTextbook-v0", "4001 points"]);
     refuses(&["--method", "q"], &["'q'", "--method", "true-online"]);
     refuses(&["--trace", "long"], &["'long'", "--trace", "replacing-clearing"]);
     refuses(&["--basis", "wavelets"], &["'wavelets'", "--basis", "fourier"]);

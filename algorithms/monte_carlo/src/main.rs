@@ -20,6 +20,7 @@
 //! C(s_t,a_t) ← C(s_t,a_t) + W                      W = 1, C a number of visits, on-policy
 //! Q(s_t,a_t) ← Q(s_t,a_t) + W / C(s_t,a_t) [ G − Q(s_t,a_t) ]
 //! W ← W π(a_t|s_t) / b(a_t|s_t)                    --method off-policy, whose behaviour is b
+//! Q(s_t,a_t) ← Q(s_t,a_t) + [ W G − Q(s_t,a_t) ] / C(s_t,a_t)      --ordinary, C a number of visits
 //! ```
 //!
 //! ```text
@@ -31,7 +32,8 @@
 //! On-policy each first visit of a state and action in an episode counts, or with `--every-visit` all.
 //! Off-policy, dividing by the sum of the weights W makes the mean weighted importance sampling, which is
 //! biased but of small variance; `--ordinary` divides by the number of visits, which is unbiased and may
-//! be of infinite variance. Once W is 0, because π would not have acted so, nothing before it counts.
+//! be of infinite variance. Once W is 0, because π would not have acted so, weighted sampling leaves out
+//! all that is before it, and ordinary sampling counts it as 0.
 //!
 //! `--improve false` predicts the values of the uniform policy and leaves it as it is.
 //!
@@ -198,8 +200,8 @@ impl MonteCarlo {
     /// Moves the mean of a state and action towards the return G, whose weight is W.
     fn add_return(&mut self, entry: usize, g: f64, weight: f64) {
         if self.args.ordinary {
-            // The plain mean of W G.
             self.c[entry] += 1.0;
+            // Q ← Q + [ W G − Q ] / C, the plain mean of W G
             self.q[entry] += (weight * g - self.q[entry]) / self.c[entry];
         } else if weight > 0.0 {
             // C ← C + W

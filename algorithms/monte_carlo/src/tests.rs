@@ -22,7 +22,7 @@ fn episode(steps: &[(usize, usize, f64)]) -> Vec<Step> {
     steps.iter().enumerate().map(step).collect()
 }
 
-/// Example 5.5's question: of an episode that stays nine times in one state and is paid 1 each time, the
+/// Exercise 5.5: of an episode that stays nine times in one state and is paid 1 each time, the
 /// first visit's return is 10, and the mean of all visits' 5.5.
 #[test]
 fn the_first_visit_counts_or_all_do() {

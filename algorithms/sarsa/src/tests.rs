@@ -36,7 +36,7 @@ fn replay(name: &str, flags: &[&str]) {
         ["terminated", "truncated"].map(|name| recording.flags(&format!("batch/{name}")));
     let (mut targets, mut td_errors, mut tables) = (Vec::new(), Vec::new(), Vec::new());
     for t in 0..states.len() {
-        sarsa.window.push(Step {
+        let step = Step {
             state: states[t] as usize,
             action: actions[t] as usize,
             reward: rewards[t].into(),
@@ -44,9 +44,8 @@ fn replay(name: &str, flags: &[&str]) {
             next_action: next_actions[t] as usize,
             terminated: terminated[t],
             truncated: truncated[t],
-        });
+        };
         // As `learn` does, but with a look at the table after each update.
-        let step = sarsa.window.pop().unwrap();
         let (mut one_by_one, ended) = (sarsa.window.clone(), step.terminated || step.truncated);
         one_by_one.push(step.clone());
         let mut copy =
@@ -263,7 +262,7 @@ fn sarsa_walks_through_the_wind_as_often_as_is_known() {
     };
     let one_step = episodes(&[], 200);
     assert_meets(one_step, 161.3, 10.6 / 10.0);
-    // Four steps look further than one, and a king's way is half as long.
+    // Four steps look further than one.
     let four_steps = episodes(&["--n-step=4", "--target=tree-backup"], 20);
     assert!(four_steps.0 > one_step.0 + 10.0, "{four_steps:?}, {one_step:?}");
 }

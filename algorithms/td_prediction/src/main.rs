@@ -42,7 +42,7 @@
 //! ```text
 //! --env-id RandomWalk19-v0 --initial-value 0 --n-step 4 --learning-rate 0.4        figure 7.2
 //! --env-id RandomWalk19-v0 --initial-value 0 --method true-online --lambda 0.8 --learning-rate 0.375
-//! --env-id RandomWalk1000-v0 --initial-value 0 --groups 10 --learning-rate 0.01   as in figure 9.2
+//! --env-id RandomWalk1000-v0 --groups 10 --learning-rate 0.01 --total-timesteps 500000   as in figure 9.2
 //! ```
 
 use anyhow::Result;
@@ -199,10 +199,8 @@ impl Predictor {
         g
     }
 
-    /// Moves the oldest prediction of the window towards its return, and drops it. Returns the error.
-    fn update(&mut self) -> f64 {
-        let lambda = if self.args.method == Method::LambdaReturn { self.args.lambda } else { 1.0 };
-        let g = self.lambda_return(&self.window, lambda);
+    /// Moves the oldest prediction of the window towards its return G_t, and drops it. Returns the error.
+    fn update(&mut self, g: f64) -> f64 {
         let oldest = self.window.remove(0);
         // w ← w + α [ G_t − v(s_t) ] x(s_t)
         let error = g - self.value(&oldest.x);
@@ -219,9 +217,15 @@ impl Predictor {
         if self.args.method == Method::MonteCarlo && truncated && !terminated {
             self.window.clear(); // what would have followed is not known
         }
+        if self.args.method == Method::LambdaReturn && (terminated || truncated) {
+            // Easy to miss: every G_t is by the weights of the episode, not by those that the updates move.
+            let return_of = |t: usize| self.lambda_return(&self.window[t..], self.args.lambda);
+            let returns: Vec<f64> = (0..self.window.len()).map(return_of).collect();
+            return returns.into_iter().map(|g| self.update(g)).collect();
+        }
         let mut errors = Vec::new();
         while self.window.len() == n || ((terminated || truncated) && !self.window.is_empty()) {
-            errors.push(self.update());
+            errors.push(self.update(self.lambda_return(&self.window, 1.0)));
         }
         errors
     }
@@ -252,6 +256,7 @@ impl Predictor {
     fn learn_true_online(&mut self, step: &Step) -> f64 {
         let (alpha, decay) = (self.args.learning_rate, self.args.gamma * self.args.lambda); // γλ
         let (value, next_value) = (self.value(&step.x), self.next_value(step));
+        // δ = r_{t+1} + γ v(s_{t+1}) − v(s_t)
         let td_error = step.reward + self.args.gamma * next_value - value;
         // z ← γλ z + (1 − αγλ zᵀx(s_t)) x(s_t)
         let overlap = alpha * decay * dot(&self.trace, &step.x);
@@ -281,13 +286,9 @@ impl Predictor {
                 add(&mut visits, 1.0, &episode[t].x);
             }
         }
-        let mut largest_change: f64 = 0.0;
-        for i in 0..sums.len() {
-            let change = if visits[i] > 0.0 { sums[i] / visits[i] } else { 0.0 };
-            self.w[i] += change;
-            largest_change = largest_change.max(change.abs());
-        }
-        largest_change
+        let changes: Vec<f64> = sums.iter().zip(visits).map(|(sum, visits)| sum / visits.max(1.0)).collect();
+        add(&mut self.w, 1.0, &changes);
+        changes.iter().fold(0.0, |largest, change| largest.max(change.abs()))
     }
 
     /// At an episode's end learns from all episodes so far until it has settled. Returns no errors.

@@ -58,7 +58,7 @@ fn replay(name: &str, flags: &[&str]) {
             let found = predictor.learn(step);
             if one_by_one.window.len() > 1 || matches!(args.method, Method::Td | Method::MonteCarlo) {
                 for _ in &found {
-                    one_by_one.update();
+                    one_by_one.update(one_by_one.lambda_return(&one_by_one.window, 1.0));
                     history.push(one_by_one.w.clone());
                 }
                 assert_eq!(one_by_one.w, predictor.w);
@@ -145,6 +145,18 @@ fn lambda_returns_are_the_formulas() {
     // One step: 1 + ½ · 20. Two: 1 + ½ · (2 + ½ · 40), or without the last where it terminated.
     assert_eq!([g(0.0, false), g(1.0, false), g(1.0, true)], [11.0, 12.0, 2.0]);
     assert_eq!([g(0.25, false), g(0.25, true)], [0.75 * 11.0 + 0.25 * 12.0, 0.75 * 11.0 + 0.25 * 2.0]);
+}
+
+#[test]
+fn lambda_returns_are_by_the_weights_of_the_episode() {
+    let flags = ["--method=lambda-return", "--lambda=0", "--learning-rate=1", "--gamma=1"];
+    let mut predictor = Predictor::new(3, &args(&flags));
+    assert!(predictor.learn(step(0, 1.0, 1, false, false)).is_empty());
+    assert!(predictor.learn(step(1, 0.0, 0, false, false)).is_empty());
+    assert_eq!(predictor.w, [0.5; 3]);
+    // G is 1 + v(1), v(0) and 0. By then v(0) has moved to 1.5, which v(1) must not hear of.
+    assert_eq!(predictor.learn(step(0, 0.0, 2, true, false)), [1.0, 0.0, -1.5]);
+    assert_eq!((&predictor.w[..], predictor.window.len()), (&[0.0, 0.5, 0.5][..], 0));
 }
 
 #[test]
@@ -285,7 +297,7 @@ fn assert_meets(what: &str, (mean, error): (f64, f64), runs: f64, published: f64
     assert!((mean - published).abs() <= allowed, "{what}: {mean} ± {error}, published {published}");
 }
 
-/// Example 6.2, figure 6.2; published errors computed over 1000 runs.
+/// Example 6.2, the graph on the right; published errors computed over 1000 runs.
 #[test]
 fn td_and_monte_carlo_err_on_the_walk_of_five_as_in_the_book() {
     let runs = 400;
@@ -307,7 +319,7 @@ fn td_and_monte_carlo_err_on_the_walk_of_five_as_in_the_book() {
     }
 }
 
-/// Example 6.3, figure 6.2 on the right; published errors computed over 100 runs.
+/// Example 6.3, figure 6.2; published errors computed over 100 runs.
 #[test]
 fn batches_err_as_in_the_book() {
     let runs = 400;

@@ -127,8 +127,8 @@ mod tests {
         for (state, value) in values(&RandomWalk::nineteen(), 3000).iter().enumerate().skip(1).take(19) {
             approx::assert_abs_diff_eq!(*value, (state as f64 - 10.0) / 10.0, epsilon = 1e-9);
         }
-        // Figure 9.1: nearly a straight line, steeper than (s − 500.5)/500 in the middle and flatter
-        // near the ends, from whence one cannot land a whole jump away.
+        // Figure 9.1: nearly a straight line, a little flatter than (s − 500.5)/500 since jumps are cut off
+        // at the ends, and flattest near them.
         let values = values(&RandomWalk::thousand(), 1500);
         for state in 1..=1000 {
             approx::assert_abs_diff_eq!(values[state], -values[1001 - state], epsilon = 1e-6);
