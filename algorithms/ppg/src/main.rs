@@ -28,12 +28,12 @@
 //!
 //! Deviations from the paper: the step size falls to zero; layers are initialised orthogonally; rewards are
 //! not normalised; both phases' minibatches are of one size. As in the authors' program, Â is normalised
-//! over the rollout, and θ_π has a second Adam for the auxiliary phase: large gradients there would shorten
-//! the policy's steps. The defaults are for CartPole-v1, far smaller than the paper's tasks: γ = 0.99 (there
-//! 0.999), rollouts of 4 × 128 steps (256 × 256), N_π = 8 (32), 16 minibatches (8), steps of 1e-3 (5e-4). Our
-//! own: where a time limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
+//! over the rollout, and θ_π has a second Adam for the auxiliary phase: one for both would carry each phase's
+//! moments into the other. Defaults are for CartPole-v1, far smaller than the paper's tasks: γ = 0.99 (there
+//! 0.999), rollouts of 4 × 128 steps (256 × 256), N_π = 8 (32), 16 minibatches (8), steps of 1e-3 (5e-4).
+//! Ours: where a time limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
 //!
-//! Run `cargo run -p ppg`: 475 (Gymnasium's threshold) or more on CartPole-v1 in 300,000 steps, ten seconds.
+//! Run `cargo run -p ppg`: CartPole-v1's 500 (Gymnasium asks for 475) in 300,000 steps, ten seconds.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
