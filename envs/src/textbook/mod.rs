@@ -1,19 +1,23 @@
 //! Problems of textbooks and papers that Gymnasium does not have, under ids of their own.
 
+mod baird;
 mod car_rental;
 mod gambler;
 mod gridworld;
 mod maze;
 mod mountain_car;
+mod partial_pendulum;
 mod random_walk;
 mod swing_pendulum;
 mod windy_gridworld;
 
+pub use baird::Baird;
 pub use car_rental::CarRental;
 pub use gambler::Gambler;
 pub use gridworld::Gridworld;
 pub use maze::{ChangingMaze, Maze};
 pub use mountain_car::MountainCarTextbook;
+pub use partial_pendulum::PartialPendulum;
 pub use random_walk::RandomWalk;
 pub use swing_pendulum::SwingPendulum;
 pub use windy_gridworld::{Moves, WindyGridworld};
@@ -42,7 +46,9 @@ pub fn registered() -> Vec<Registration> {
         Registration { id: "DynaMaze-v0", make: || limited(Maze::dyna()) },
         Registration { id: "BlockingMaze-v0", make: || limited(ChangingMaze::blocking()) },
         Registration { id: "ShortcutMaze-v0", make: || limited(ChangingMaze::shortcut()) },
+        Registration { id: "Baird-v0", make: || limited(Baird::new()) },
         Registration { id: "MountainCarTextbook-v0", make: || limited(MountainCarTextbook::new()) },
+        Registration { id: "PartialPendulum-v0", make: || limited(PartialPendulum::new()) },
     ]
 }
 
