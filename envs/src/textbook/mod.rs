@@ -2,6 +2,7 @@
 
 mod baird;
 mod car_rental;
+mod continuous_cartpole;
 mod gambler;
 mod gridworld;
 mod maze;
@@ -13,6 +14,7 @@ mod windy_gridworld;
 
 pub use baird::Baird;
 pub use car_rental::CarRental;
+pub use continuous_cartpole::ContinuousCartPole;
 pub use gambler::Gambler;
 pub use gridworld::Gridworld;
 pub use maze::{ChangingMaze, Maze};
@@ -26,11 +28,13 @@ use crate::{Canvas, Env, Registration, Result, canvas::palette, toy_text::draw_f
 
 /// This family's environments. What follows the version is the same problem with other arguments:
 /// `-discrete` has a few actions in place of a continuous one, `-kings` moves like a king in chess and
-/// `-stochastic` does so in a wind that varies.
+/// `-stochastic` does so in a wind that varies. `-mbbl` is as that library has it.
 pub fn registered() -> Vec<Registration> {
     vec![
         Registration { id: "SwingPendulum-v0", make: || limited(SwingPendulum::new(false)) },
         Registration { id: "SwingPendulum-v0-discrete", make: || limited(SwingPendulum::new(true)) },
+        Registration { id: "ContinuousCartPole-v0", make: || limited(ContinuousCartPole::mbrl_lib()) },
+        Registration { id: "ContinuousCartPole-v0-mbbl", make: || limited(ContinuousCartPole::mbbl()) },
         Registration { id: "RandomWalk5-v0", make: || limited(RandomWalk::five()) },
         Registration { id: "RandomWalk19-v0", make: || limited(RandomWalk::nineteen()) },
         Registration { id: "RandomWalk1000-v0", make: || limited(RandomWalk::thousand()) },
