@@ -5,11 +5,13 @@ mod car_rental;
 mod continuous_cartpole;
 mod gambler;
 mod gridworld;
+mod linear_system;
 mod maze;
 mod mountain_car;
 mod partial_pendulum;
 mod random_walk;
 mod swing_pendulum;
+mod tic_tac_toe;
 mod windy_gridworld;
 
 pub use baird::Baird;
@@ -17,11 +19,13 @@ pub use car_rental::CarRental;
 pub use continuous_cartpole::ContinuousCartPole;
 pub use gambler::Gambler;
 pub use gridworld::Gridworld;
+pub use linear_system::LinearSystem;
 pub use maze::{ChangingMaze, Maze};
 pub use mountain_car::MountainCarTextbook;
 pub use partial_pendulum::PartialPendulum;
 pub use random_walk::RandomWalk;
 pub use swing_pendulum::SwingPendulum;
+pub use tic_tac_toe::{Side, TicTacToe};
 pub use windy_gridworld::{Moves, WindyGridworld};
 
 use crate::{Canvas, Env, Registration, Result, canvas::palette, toy_text::draw_flag, wrappers::TimeLimit};
@@ -51,6 +55,12 @@ pub fn registered() -> Vec<Registration> {
         Registration { id: "BlockingMaze-v0", make: || limited(ChangingMaze::blocking()) },
         Registration { id: "ShortcutMaze-v0", make: || limited(ChangingMaze::shortcut()) },
         Registration { id: "Baird-v0", make: || limited(Baird::new()) },
+        Registration { id: "TicTacToe-v0", make: || limited(TicTacToe::new(Side::First)) },
+        Registration { id: "TicTacToe-v0-second", make: || limited(TicTacToe::new(Side::Second)) },
+        Registration { id: "TicTacToe-v0-both", make: || limited(TicTacToe::new(Side::Both)) },
+        Registration { id: "DoubleIntegrator-v0", make: || limited(LinearSystem::double_integrator()) },
+        Registration { id: "LaplacianSystem-v0", make: || limited(LinearSystem::laplacian(true)) },
+        Registration { id: "LaplacianSystem-v0-noiseless", make: || limited(LinearSystem::laplacian(false)) },
         Registration { id: "MountainCarTextbook-v0", make: || limited(MountainCarTextbook::new()) },
         Registration { id: "PartialPendulum-v0", make: || limited(PartialPendulum::new()) },
     ]
