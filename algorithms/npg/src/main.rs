@@ -35,8 +35,9 @@
 //! damping c, as in the authors' program and TRPO's; a critic that follows R̂ by Adam; and δ_t looks beyond a
 //! time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!
-//! Run `cargo run -p npg`: 475 (Gymnasium's threshold) or more on CartPole-v1 after 100,000 steps in five
-//! seconds, with seven seeds of ten. Its steps are taken untried, where `trpo` tries each first.
+//! Run `cargo run -p npg`: 500 on CartPole-v1 after 100,000 steps in five seconds, with fifteen seeds of
+//! fifteen. The critic's step size matters: with a third of it the critic follows R̂ too slowly, and three
+//! seeds of ten end below 475 (Gymnasium's threshold).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -79,7 +80,7 @@ struct Args {
     #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     cg_damping: f64,
     /// Step size of the critic's Adam
-    #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 3e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Steps of the critic between updates of the policy
     #[arg(long, default_value_t = 40, value_parser = cli::positive)]
