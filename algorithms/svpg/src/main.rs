@@ -13,24 +13,29 @@
 //! θ_i ← θ_i + ε φ_i
 //! φ_i = (1/n) Σ_j [ k(θ_j, θ_i) ∇J(θ_j) / α + ∇_{θ_j} k(θ_j, θ_i) ]      Stein variational gradient descent
 //!                   what is good near θ_j        away from θ_j            (Liu & Wang 2016, arXiv:1608.04471)
-//! k(θ, θ') = exp( −|θ − θ'|² / h ),   h = median of |θ_i − θ_j|² over the pairs i < j / ln(n + 1)
+//! k(θ, θ') = exp( −|θ − θ'|² / h ),   h = median_{i<j} |θ_i − θ_j|² / ln(n + 1)
 //! ```
 //!
 //! With that h, k between two particles at the median distance is 1 / (n + 1), wherever they are. A large α
-//! sends them apart, a small one leaves n almost independent learners. ∇J is any policy gradient; as in the
-//! paper's A2C variant, each particle has a critic V_j of its own that no other one sees:
+//! sends them apart; with a small one each takes that share of the others' gradients, and no more. ∇J is any
+//! policy gradient; as in the paper's A2C variant, each particle has a critic V_j of its own that no other
+//! one sees:
 //!
 //! ```text
 //! ∇J(θ_j) = (1/N) Σ_episodes Σ_t ( G_t − V_j(s_t) ) ∇ln π_θj(a_t|s_t)
 //! G_t = r_t + γ G_{t+1}       at its episode's end: 0 after termination, V_j(s_{t+1}) after truncation
 //! ```
 //!
-//! Deviations from the paper: four particles rather than sixteen, for few steps; a flat prior; the median is
-//! of the pairs alone, without the zeros on the diagonal that some programs count; φ is followed by Adam, whose
-//! step size falls to zero; returns look beyond a time limit (Pardo et al. 2018, arXiv:1712.00378). The policy
-//! that is kept is the particle whose latest episodes were the best; `--repulsion false` leaves ∇k out.
+//! Deviations from the paper: discrete actions; four particles rather than sixteen and one hidden layer rather
+//! than three, for few steps; no factor γᵗ (see `reinforce`); h is of the pairs alone (the authors' program,
+//! github.com/largelymfs/svpg_REINFORCE, counts the zeros of the diagonal and halves h); φ is followed by
+//! Adam, as there, but its step size falls to zero; returns look beyond a time limit (Pardo et al. 2018,
+//! arXiv:1712.00378). α = 10 is theirs too, but their ∇J is a mean over steps, of standardised advantages:
+//! here it is an episode's sum of plain ones, beside which at 10 the repulsion is a few per cent of φ, and
+//! a larger --temperature is what spreads the particles. The policy that is kept is the particle whose latest
+//! episodes were the best; `--repulsion false` leaves ∇k out.
 //!
-//! Run `cargo run -p svpg`: 499 or more on CartPole-v1, with each of ten seeds, after 300,000 steps of all
+//! Run `cargo run -p svpg`: 497 or more on CartPole-v1, with each of ten seeds, after 300,000 steps of all
 //! particles together in six seconds (475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::Result;
@@ -41,7 +46,7 @@ use common::envs::{Rng, VecEnv, learner_rng, parameters_rng};
 use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use rand::RngExt;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::f64::consts::SQRT_2;
 use std::process::ExitCode;
 
@@ -77,7 +82,7 @@ struct Args {
     batch_episodes: usize,
     /// Step size of the critics' Adam
     #[arg(long, default_value_t = 5e-3, value_parser = cli::non_negative)]
-    critic_learning_rate: f64,
+    value_lr: f64,
     /// Steps of the critics between updates of the particles
     #[arg(long, default_value_t = 10, value_parser = cli::positive)]
     n_critic_updates: usize,
@@ -111,8 +116,8 @@ impl Network {
     }
 }
 
-/// Whole episodes of one particle, one after the other.
-#[derive(Default)]
+/// Whole episodes of one particle, one after the other, and the running one.
+#[derive(Default, Serialize, Deserialize)]
 struct Rollout {
     observations: Vec<f32>,      // s_t, [num_steps, observation_dim]
     actions: Vec<u32>,           // a_t, [num_steps]
@@ -206,7 +211,7 @@ impl Svpg {
             critics,
             best: Network::new(observation_dim, sizes, num_actions, 0.01, builder(&best_parameters))?,
             optimizer: Adam::new(&parameters, args.learning_rate)?,
-            critic_optimizer: Adam::new(&critic_parameters, args.critic_learning_rate)?,
+            critic_optimizer: Adam::new(&critic_parameters, args.value_lr)?,
             parameters,
             critic_parameters,
             best_parameters,
@@ -269,7 +274,7 @@ impl Svpg {
             return 1.0;
         }
         let (lower, upper) = (distances[(distances.len() - 1) / 2], distances[distances.len() / 2]);
-        // h = median of |θ_i − θ_j|² / ln(n + 1)
+        // h = median_{i<j} |θ_i − θ_j|² / ln(n + 1)
         // (but not 0 where particles are equal)
         ((lower + upper) / 2.0 / (n + 1.0).ln()).max(f64::from(f32::MIN_POSITIVE))
     }
@@ -362,6 +367,7 @@ fn train(args: Args) -> Result<()> {
     let mut svpg = Svpg::new(observation_dim, &[64], num_actions, &args)?;
     let mut rng = learner_rng(args.run.seed);
     let mut mean_returns = vec![0.0; args.num_particles]; // of each particle's latest episodes
+    let mut rollouts = vec![Rollout::default()]; // of the particles in this round; it is the last one's turn
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
@@ -376,34 +382,39 @@ fn train(args: Args) -> Result<()> {
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("mean_returns", &mut mean_returns),
+                ("rollouts", &mut rollouts),
             ],
         )?;
 
-        // Every particle plays N episodes.
-        let mut rollouts = Vec::new();
-        for i in 0..args.num_particles {
-            let mut rollout = Rollout::default();
-            while rollout.num_episodes() < args.batch_episodes {
-                let observation = envs.observations().to_vec(); // [1, observation_dim]
-                let action = svpg.act(i, &observation, &mut rng)?;
-                envs.step(&action)?;
-                rollout.store(&observation, &action, &envs);
-                global_step += 1;
-                run.episodes(global_step, envs.episodes())?;
-                for episode in envs.episodes() {
-                    mean_returns[i] += 0.1 * (episode.episodic_return - mean_returns[i]);
-                }
-            }
-            rollouts.push(rollout);
+        // The particle whose turn it is makes a step, and more until N of its episodes are over.
+        let i = rollouts.len() - 1;
+        let observation = envs.observations().to_vec(); // [1, observation_dim]
+        let action = svpg.act(i, &observation, &mut rng)?;
+        envs.step(&action)?;
+        rollouts[i].store(&observation, &action, &envs);
+        global_step += 1;
+        run.episodes(global_step, envs.episodes())?;
+        for episode in envs.episodes() {
+            // Over about the last ten episodes. That it begins at 0 is the same for all, who have played as
+            // many, but for the last round.
+            mean_returns[i] += 0.1 * (episode.episodic_return - mean_returns[i]);
+        }
+        if envs.episodes().is_empty() || rollouts[i].num_episodes() < args.batch_episodes {
+            continue;
+        }
+        if rollouts.len() < args.num_particles {
+            rollouts.push(Rollout::default());
+            continue;
         }
 
-        // All take a step, and their critics learn from the same episodes.
+        // All take a step, their critics learn from the same episodes, and these are forgotten.
         if args.anneal_lr {
             let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
-            svpg.optimizer.learning_rate = remaining.max(0.0) * args.learning_rate;
+            svpg.optimizer.learning_rate = remaining * args.learning_rate;
         }
         let losses = svpg.update_particles(&rollouts)?;
         let value_loss = svpg.update_critics(&rollouts)?;
+        rollouts = vec![Rollout::default()];
         run.log(global_step, "charts/learning_rate", svpg.optimizer.learning_rate)?;
         run.log(global_step, "charts/particle_diversity", losses.diversity)?;
         run.log(global_step, "losses/policy_loss", losses.policy_loss)?;

@@ -261,7 +261,7 @@ fn actions_are_drawn_from_the_particle_that_plays_and_the_best_is_the_one_that_i
 
 #[test]
 fn every_critic_follows_its_own_particles_returns() {
-    let mut svpg = learner(&["--num-particles=2", "--critic-learning-rate=0.01", "--n-critic-updates=1"]);
+    let mut svpg = learner(&["--num-particles=2", "--value-lr=0.01", "--n-critic-updates=1"]);
     let rollouts = [1.0, -1.0].map(|reward| Rollout {
         observations: vec![0.1, 0.2, 0.3],
         actions: vec![0],
@@ -291,20 +291,20 @@ fn pinned_run() {
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
 }
 
-/// None of the defaults, and episodes that are truncated.
+/// None of the defaults but the repulsion, beside which gradients show at this temperature, and episodes that are
+/// truncated.
 #[test]
 fn pinned_run_of_the_other_flags() {
     let flags = [
         "--env-id=Acrobot-v1",
         "--num-particles=3",
         "--temperature=300",
-        "--repulsion=false",
         "--batch-episodes=1",
         "--total-timesteps=4000",
         "--anneal-lr=false",
         "--learning-rate=0.01",
         "--gamma=0.9",
-        "--critic-learning-rate=0.02",
+        "--value-lr=0.02",
         "--n-critic-updates=3",
         "--eval-episodes=1",
     ];

@@ -23,6 +23,13 @@ fn a_trained_model_evaluates_alike() {
     regression::evaluates_alike(SVPG, &["--total-timesteps", "8000", "--eval-episodes", "5"]);
 }
 
+/// Where no time limit ends episodes, the steps that were asked for end the run.
+#[test]
+fn a_run_without_a_time_limit_ends() {
+    let steps = ["--env-id", "MountainCarTextbook-v0", "--total-timesteps", "300", "--eval-episodes", "1"];
+    regression::is_deterministic(SVPG, &steps);
+}
+
 #[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SVPG, args, mentions);
