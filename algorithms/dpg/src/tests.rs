@@ -94,7 +94,7 @@ fn each_grid_has_one_tile_and_each_is_displaced() {
     assert_eq!(tiles(&[-0.75, 0.0]), [0, 9, 18, 27 + 3]);
     // … along the second, grid 1, …
     assert_eq!(tiles(&[-1.0, 0.5]), [0, 9 + 1, 18, 27]);
-    // … and at the upper bounds all are in their last but the one that is not displaced, which ends there.
+    // … and at the upper bounds all are in their last.
     assert_eq!(tiles(&[1.0, 4.0]), [8, 9 + 8, 18 + 8, 27 + 8]);
     // What is outside counts as the nearest that is inside.
     assert_eq!(tiles(&[7.0, -7.0]), tiles(&[1.0, 0.0]));
@@ -176,20 +176,25 @@ fn steps_are_what_happened() {
     let (mut envs, log) = scripted(1, View::Vector, space, SCRIPT);
     // Fine enough to tell all observations, (0, episode, step), apart.
     let flags = ["--tilings=2", "--tiles=10"];
-    let dpg = learner(&[0.0; 3], &[10.0; 3], &[-0.5, 0.25], &[1.5, 1.25], &flags);
+    let mut dpg = learner(&[0.0; 3], &[10.0; 3], &[-0.5, 0.25], &[1.5, 1.25], &flags);
+    // A policy that tells states apart.
+    dpg.theta.iter_mut().enumerate().for_each(|(i, theta)| *theta += (i % 7) as f64 * 0.05);
     let mut rng = rng(1, 0);
     let mut epsilon = || normal(2, &mut rng).unwrap();
     let mut action = dpg.act(envs.observations(), &epsilon());
     for t in 0..12 {
         let observation = envs.observations().to_vec();
         envs.step(&action).unwrap();
-        let step = dpg.last_step(&observation, &action, &envs, &epsilon());
+        let noise = epsilon();
+        let step = dpg.last_step(&observation, &action, &envs, &noise);
         let happened = &log.of(0)[t];
         assert_eq!(step.features, dpg.tile_coding.features(&happened.observation));
         assert_eq!(step.action, happened.action);
         assert_eq!(step.reward, f64::from(happened.reward));
         assert_eq!(step.next_features, dpg.tile_coding.features(&happened.next_observation));
         assert_eq!(step.terminated, happened.terminated);
+        // a' belongs to the true next state, at an episode's end too.
+        assert_eq!(step.next_action, dpg.act(&happened.next_observation, &noise));
         action = step.next_action;
     }
     let distinct: std::collections::HashSet<_> =
