@@ -8,12 +8,12 @@
 //!
 //! ```text
 //! critic     Z_w(x, a): the return is z_j with probability p_j(x, a; w),   j = 0 … N_atoms − 1
-//! target     R_t = Σ_{i<k} γ^i r_{t+i}               k = n, fewer at an episode's end
+//! target     R_t = Σ_{m<k} γ^m r_{t+m}               k = n, fewer at an episode's end
 //!            Y = Φ( R_t + γ^k (1 − terminated) Z_w̄(x_{t+k}, π_θ̄(x_{t+k})) )        ∇_w Y = 0
 //! L(w)       = E_{i ~ P}[ w_i H(Y_i, Z_w(x_i, a_i)) ],   H(Y, Z) = −Σ_j Y_j ln p_j,   w_i = 1 / (N P(i))
 //! J(θ)       = −E_{i ~ P}[ Q_w(x_i, π_θ(x_i)) ],         Q_w = Σ_j z_j p_j,   π_θ(x) = b + c tanh f_θ(x)
 //! averages   w̄ ← (1 − τ) w̄ + τ w,   θ̄ ← (1 − τ) θ̄ + τ θ
-//! replay     P(i) = p_i^α / Σ_j p_j^α,   p_i ← H(Y_i, Z_w); the greatest so far for a new transition
+//! replay     P(i) = ℓ_i^α / Σ_j ℓ_j^α of N transitions, ℓ_i ← H(Y_i, Z_w), the greatest yet for a new one
 //! actors     a = clip( π_θ(x) + c σ ε, b − c, b + c ),   ε ~ N(0, I)        actions' bounds: b ± c
 //! ```
 //!
@@ -23,8 +23,8 @@
 //! Deviations from the paper:
 //! - actors and learner work in rounds, so that a run is the same each time: in each, an actor makes
 //!   num_steps steps with the θ from its beginning while the learner makes as many updates;
-//! - target networks are averages, where the paper copies them at intervals, and priorities the critic's
-//!   losses, as in Rainbow: the paper leaves them open. Networks and batches are small;
+//! - target networks are averages (the paper copies them at intervals), priorities cross-entropies, as in
+//!   `rainbow` (the paper leaves them open); networks, batches and buffer are small, step sizes and σ large;
 //! - noise is in units of c, as the paper's actions all lie in [-1, 1].
 //!
 //! Run `cargo run -p d4pg`: about -150 on Pendulum-v1 after 60,000 steps in 20 seconds (-152 is what the trained
@@ -70,7 +70,7 @@ struct Args {
     /// Steps whose rewards a target has, n
     #[arg(long, default_value_t = 5, value_parser = cli::positive)]
     n_step: usize,
-    /// Transitions that the replay buffer holds, N
+    /// Most transitions that the replay buffer holds
     #[arg(long, default_value_t = 100_000, value_parser = cli::positive)]
     buffer_size: usize,
     /// Power of the priorities in the probability of being drawn, α
@@ -79,7 +79,7 @@ struct Args {
     /// Discount, γ
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
-    /// Share of the networks that enters their averages in each update, τ
+    /// Share of the networks that enters their target networks in each update, τ
     #[arg(long, default_value_t = 0.01, value_parser = cli::unit_interval)]
     tau: f64,
     /// Transitions in an update
@@ -126,28 +126,28 @@ impl Mlp {
     }
 }
 
-/// A network that learns, and its average.
-struct Averaged {
+/// An online network and its target network.
+struct Networks {
     online: Mlp,
-    average: Mlp,
-    parameters: VarMap,         // θ or w
-    average_parameters: VarMap, // θ̄ or w̄
+    target: Mlp,
+    parameters: VarMap,        // θ or w
+    target_parameters: VarMap, // θ̄ or w̄
     optimizer: Adam,
 }
 
-impl Averaged {
+impl Networks {
     fn new(seed: u64, sizes: [usize; 3], args: &Args) -> Result<Self> {
-        let (device, parameters, average_parameters) =
+        let (device, parameters, target_parameters) =
             (args.run.device()?, VarMap::new(seed), VarMap::new(seed));
         let network = |parameters| Mlp::new(sizes, VarBuilder::from_varmap(parameters, DType::F32, &device));
-        let (online, average) = (network(&parameters)?, network(&average_parameters)?); // equal: of one seed
+        let (online, target) = (network(&parameters)?, network(&target_parameters)?); // equal: of one seed
         let optimizer = Adam::new(&parameters, args.learning_rate)?;
-        Ok(Self { online, average, parameters, average_parameters, optimizer })
+        Ok(Self { online, target, parameters, target_parameters, optimizer })
     }
 
     /// w̄ ← (1 − τ) w̄ + τ w
-    fn update_average(&self, tau: f64) -> Result<()> {
-        Ok(soft_update(&self.average_parameters, &self.parameters, tau)?)
+    fn update_target(&self, tau: f64) -> Result<()> {
+        Ok(soft_update(&self.target_parameters, &self.parameters, tau)?)
     }
 }
 
@@ -165,41 +165,40 @@ type Gathered = (Vec<Transition>, Vec<Episode>); // what an actor completed in a
 type Recent = VecDeque<(Vec<f32>, Vec<f32>, f32)>; // x, a and r of its steps that wait for those that follow
 type State = (Vec<u8>, Recent, Rng); // what it goes on from, its environment first
 
-/// The last `buffer_size` transitions, and how often each shall be drawn.
+/// The last `buffer_size` transitions, whole as ranks send them, and how often each shall be drawn.
 #[derive(Serialize, Deserialize, Default)]
 struct ReplayBuffer {
     transitions: VecDeque<Transition>, // the newest first, [len]
-    powers: VecDeque<f64>,             // p^α, [len]
-    max_power: f64,                    // the greatest p^α so far
+    powers: VecDeque<f64>,             // ℓ^α, [len]
+    max_power: f64,                    // the greatest ℓ^α so far
 }
 
 impl ReplayBuffer {
     fn store(&mut self, transition: Transition, args: &Args) {
         self.transitions.push_front(transition);
         self.transitions.truncate(args.buffer_size);
-        // Nothing is known of its loss yet: p = max_{j so far} p_j, or 1
+        // Nothing is known of its loss yet: ℓ = max_{j so far} ℓ_j, or 1
         self.powers.push_front(if self.max_power > 0.0 { self.max_power } else { 1.0 });
         self.powers.truncate(args.buffer_size);
     }
 
-    /// Rows for `uniforms` from [0, 1), one from each equal share of Σ_j p_j^α, and their w_i. One walk over all
-    /// rows finds them, fast enough where `prioritized_dqn` has a tree of sums.
+    /// Rows, found by one walk, for `uniforms` from [0, 1), one from each equal share of Σ_j ℓ_j^α, and their w_i.
     fn sample(&self, uniforms: &[f64]) -> (Vec<usize>, Vec<f32>) {
         let (len, total) = (self.powers.len(), self.powers.iter().sum::<f64>());
-        let (mut row, mut sum) = (0, self.powers[0]); // Σ_{j ≤ row} p_j^α
+        let (mut row, mut sum) = (0, self.powers[0]); // Σ_{j ≤ row} ℓ_j^α
         let draw = |(k, uniform): (usize, &f64)| {
             let mass = (k as f64 + uniform) * total / uniforms.len() as f64;
             while sum <= mass && row + 1 < len {
                 row += 1;
                 sum += self.powers[row];
             }
-            let probability = self.powers[row] / total; // P(i) = p_i^α / Σ_j p_j^α
+            let probability = self.powers[row] / total; // P(i) = ℓ_i^α / Σ_j ℓ_j^α
             (row, (1.0 / (len as f64 * probability)) as f32) // w_i = 1 / (N P(i))
         };
         uniforms.iter().enumerate().map(draw).unzip()
     }
 
-    /// p_i ← H(Y_i, Z_w) for the rows that were drawn.
+    /// ℓ_i ← H(Y_i, Z_w) for the rows that were drawn.
     fn update_priorities(&mut self, rows: &[usize], cross_entropies: &[f32], args: &Args) {
         for (&row, &priority) in rows.iter().zip(cross_entropies) {
             self.powers[row] = f64::from(priority).max(1e-6).powf(args.prioritized_replay_alpha); // never 0
@@ -210,8 +209,8 @@ impl ReplayBuffer {
 
 /// Actor, critic and how they learn. Every rank has them; only rank 0's learn.
 struct D4pg {
-    actor: Averaged,      // f_θ: [observation_dim] → [action_dim]
-    critic: Averaged,     // logits of Z_w: [observation_dim + action_dim] → [n_atoms]
+    actor: Networks,      // f_θ: [observation_dim] → [action_dim]
+    critic: Networks,     // logits of Z_w: [observation_dim + action_dim] → [n_atoms]
     action_bias: Tensor,  // b, the middle of the bounds b ± c, [action_dim]
     action_scale: Tensor, // c, [action_dim]
     support: Tensor,      // z, [n_atoms]
@@ -224,8 +223,8 @@ impl D4pg {
         let delta_z = (args.v_max - args.v_min) / (args.n_atoms - 1) as f64;
         let support: Vec<_> = (0..args.n_atoms).map(|j| (args.v_min + j as f64 * delta_z) as f32).collect();
         Ok(Self {
-            actor: Averaged::new(seed, [observation_dim, hidden_size, action_dim], args)?,
-            critic: Averaged::new(!seed, [observation_dim + action_dim, hidden_size, args.n_atoms], args)?,
+            actor: Networks::new(seed, [observation_dim, hidden_size, action_dim], args)?,
+            critic: Networks::new(!seed, [observation_dim + action_dim, hidden_size, args.n_atoms], args)?,
             action_bias: Tensor::new(bounds[0], &device)?,
             action_scale: Tensor::new(bounds[1], &device)?,
             support: Tensor::new(support, &device)?,
@@ -239,7 +238,7 @@ impl D4pg {
         Ok(Tensor::from_vec(rows.concat(), (rows.len(), ()), self.support.device())?)
     }
 
-    /// π(x) = b + c tanh f(x), `[batch, action_dim]`, where f is the actor or its average.
+    /// π(x) = b + c tanh f(x), `[batch, action_dim]`, where f is the actor or its target.
     fn policy(&self, network: &Mlp, observations: &Tensor) -> Result<Tensor> {
         let x = network.forward(observations)?.tanh()?;
         Ok(x.broadcast_mul(&self.action_scale)?.broadcast_add(&self.action_bias)?)
@@ -274,7 +273,7 @@ impl D4pg {
             recent.push_back((observation, action, envs.rewards()[0]));
             // Easy to miss: an episode's end completes all of its last steps.
             while recent.len() == n_step || terminated || truncated {
-                // R_t = Σ_{i<k} γ^i r_{t+i}, from the last reward backwards
+                // R_t = Σ_{m<k} γ^m r_{t+m}, from the last reward backwards
                 let sum = recent.iter().rfold(0.0, |sum, (_, _, r)| f64::from(*r) + gamma * sum);
                 let discount = if terminated { 0.0 } else { gamma.powi(recent.len() as i32) }; // γ^k, or 0
                 let Some((observation, action, _)) = recent.pop_front() else { break };
@@ -292,7 +291,7 @@ impl D4pg {
         Ok((transitions, episodes))
     }
 
-    /// ln p(x, a), `[batch, n_atoms]`, where p is of the critic or of its average.
+    /// ln p(x, a), `[batch, n_atoms]`, where p is of the critic or of its target.
     fn log_p(&self, network: &Mlp, observations: &Tensor, actions: &Tensor) -> Result<Tensor> {
         let logits = network.forward(&Tensor::cat(&[observations, actions], 1)?)?;
         // ln softmax(x) = x − ln Σ_j exp(x_j)
@@ -301,10 +300,10 @@ impl D4pg {
 
     /// Y, `[batch, n_atoms]`.
     fn target_distributions(&self, batch: &[&Transition]) -> Result<Tensor> {
-        // Easy to miss and fatal: both networks are the averages.
+        // Easy to miss and fatal: both networks are the targets.
         let next_observations = self.tensor(batch.iter().map(|t| &t.next_observation))?;
-        let next_actions = self.policy(&self.actor.average, &next_observations)?; // [batch, action_dim]
-        let next = self.log_p(&self.critic.average, &next_observations, &next_actions)?.exp()?; // Z_w̄
+        let next_actions = self.policy(&self.actor.target, &next_observations)?; // [batch, action_dim]
+        let next = self.log_p(&self.critic.target, &next_observations, &next_actions)?.exp()?; // Z_w̄
         // Y = Φ( R_t + γ^k (1 − terminated) Z_w̄(x_{t+k}, π_θ̄(x_{t+k})) )
         let of = |(t, p): (&&Transition, &Vec<f32>)| project(p, t.n_step_return, t.discount, &self.args);
         let y: Vec<Vec<f32>> = batch.iter().zip(&next.to_vec2()?).map(of).collect();
@@ -351,7 +350,9 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let Args { workers, n_atoms, v_min, v_max, .. } = args;
     if n_atoms < 2 || v_min >= v_max {
-        return invalid(format!("--n-atoms {n_atoms} --v-min {v_min} --v-max {v_max}: at least 2, rising"));
+        return invalid(format!(
+            "--n-atoms {n_atoms} --v-min {v_min} --v-max {v_max}: at least 2 atoms, and a --v-max above --v-min, are needed"
+        ));
     }
     let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, _) = envs.spec().box_to_box("d4pg")?;
@@ -380,7 +381,6 @@ fn follow(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
     Ok(())
 }
 
-/// What rank 0 does: learn.
 fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
     let mut rng = learner_rng(args.run.seed);
     let mut buffer = ReplayBuffer::default();
@@ -395,10 +395,10 @@ fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
             &mut [
                 ("actor", &mut d4pg.actor.parameters),
                 ("actor_optimizer", &mut d4pg.actor.optimizer),
-                ("average_actor", &mut d4pg.actor.average_parameters),
+                ("target_actor", &mut d4pg.actor.target_parameters),
                 ("critic", &mut d4pg.critic.parameters),
                 ("critic_optimizer", &mut d4pg.critic.optimizer),
-                ("average_critic", &mut d4pg.critic.average_parameters),
+                ("target_critic", &mut d4pg.critic.target_parameters),
                 ("updates", &mut updates),
                 ("buffer", &mut buffer),
                 ("actors", &mut states),
@@ -411,7 +411,7 @@ fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
         for (actor, state) in (1..).zip(&states) {
             world.send(actor, &Some((&parameters, state)))?;
         }
-        let enough = buffer.transitions.len() >= args.batch_size;
+        let enough = buffer.transitions.len() >= args.batch_size.min(args.buffer_size);
         for _ in 0..if enough { args.num_steps } else { 0 } {
             let uniforms: Vec<f64> = (0..args.batch_size).map(|_| rng.random()).collect();
             let (rows, weights) = buffer.sample(&uniforms);
@@ -419,8 +419,8 @@ fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
             // The actor first, so that both gradients are of the parameters before the update.
             let actor_loss = d4pg.update_actor(&batch)?;
             let (qf1_loss, qf1_values, cross_entropies) = d4pg.update_critic(&batch, &weights)?;
-            d4pg.actor.update_average(args.tau)?;
-            d4pg.critic.update_average(args.tau)?;
+            d4pg.actor.update_target(args.tau)?;
+            d4pg.critic.update_target(args.tau)?;
             buffer.update_priorities(&rows, &cross_entropies, args);
             updates += 1;
             if updates % 100 == 0 {

@@ -19,14 +19,14 @@ fn learner(flags: &[&str]) -> D4pg {
 }
 
 const ACTOR: Layers = &[("hidden1", &["actor/fc1"]), ("hidden2", &["actor/fc2"]), ("output", &["actor/fc3"])];
-const AVERAGE_ACTOR: Layers = &[
+const TARGET_ACTOR: Layers = &[
     ("hidden1", &["target_actor/fc1"]),
     ("hidden2", &["target_actor/fc2"]),
     ("output", &["target_actor/fc3"]),
 ];
 const CRITIC: Layers =
     &[("hidden1", &["critic/fc1"]), ("hidden2", &["critic/fc2"]), ("output", &["critic/fc3"])];
-const AVERAGE_CRITIC: Layers = &[
+const TARGET_CRITIC: Layers = &[
     ("hidden1", &["target_critic/fc1"]),
     ("hidden2", &["target_critic/fc2"]),
     ("output", &["target_critic/fc3"]),
@@ -120,9 +120,9 @@ fn recorded_learner(recording: &Recording) -> D4pg {
     d4pg.actor.optimizer.learning_rate = recording.number("actor_lr");
     d4pg.critic.optimizer.learning_rate = recording.number("critic_lr");
     recording.set(&d4pg.actor.parameters, ACTOR);
-    recording.set(&d4pg.actor.average_parameters, AVERAGE_ACTOR);
+    recording.set(&d4pg.actor.target_parameters, TARGET_ACTOR);
     recording.set(&d4pg.critic.parameters, CRITIC);
-    recording.set(&d4pg.critic.average_parameters, AVERAGE_CRITIC);
+    recording.set(&d4pg.critic.target_parameters, TARGET_CRITIC);
     d4pg
 }
 
@@ -149,8 +149,8 @@ fn recorded_update(name: &str) {
         assert_eq!(transition.next_observation, next[start..start + 3], "row {i}");
     }
     let next_observations = d4pg.tensor(batch.iter().map(|t| &t.next_observation)).unwrap();
-    let next_actions = d4pg.policy(&d4pg.actor.average, &next_observations).unwrap();
-    let next_log_p = d4pg.log_p(&d4pg.critic.average, &next_observations, &next_actions).unwrap();
+    let next_actions = d4pg.policy(&d4pg.actor.target, &next_observations).unwrap();
+    let next_log_p = d4pg.log_p(&d4pg.critic.target, &next_observations, &next_actions).unwrap();
     recording.close("expected/next_actions", next_actions);
     recording.close("expected/next_probabilities", next_log_p.exp().unwrap());
     recording.close("expected/targets", d4pg.target_distributions(&batch).unwrap());
@@ -176,16 +176,16 @@ fn recorded_update(name: &str) {
                 false => recording.unmoved(&d4pg.critic.parameters, CRITIC),
             }
         }
-        // … and the averages never have.
-        recording.unmoved(&d4pg.actor.average_parameters, AVERAGE_ACTOR);
-        recording.unmoved(&d4pg.critic.average_parameters, AVERAGE_CRITIC);
+        // … and the targets never have.
+        recording.unmoved(&d4pg.actor.target_parameters, TARGET_ACTOR);
+        recording.unmoved(&d4pg.critic.target_parameters, TARGET_CRITIC);
     }
     recording.parameters(folder, &d4pg.actor.parameters, ACTOR, actor_lr);
     recording.parameters(folder, &d4pg.critic.parameters, CRITIC, critic_lr);
-    d4pg.actor.update_average(d4pg.args.tau).unwrap();
-    d4pg.critic.update_average(d4pg.args.tau).unwrap();
-    recording.parameters_close(folder, &d4pg.actor.average_parameters, AVERAGE_ACTOR, 2e-7);
-    recording.parameters_close(folder, &d4pg.critic.average_parameters, AVERAGE_CRITIC, 2e-7);
+    d4pg.actor.update_target(d4pg.args.tau).unwrap();
+    d4pg.critic.update_target(d4pg.args.tau).unwrap();
+    recording.parameters_close(folder, &d4pg.actor.target_parameters, TARGET_ACTOR, 2e-7);
+    recording.parameters_close(folder, &d4pg.critic.target_parameters, TARGET_CRITIC, 2e-7);
 
     let mut d4pg = recorded_learner(&recording);
     let (mut critic_losses, mut actor_losses) = (Vec::new(), Vec::new());
@@ -197,8 +197,8 @@ fn recorded_update(name: &str) {
         if !critic_first {
             critic_losses.push(d4pg.update_critic(&batch, &weights).unwrap().0);
         }
-        d4pg.actor.update_average(d4pg.args.tau).unwrap();
-        d4pg.critic.update_average(d4pg.args.tau).unwrap();
+        d4pg.actor.update_target(d4pg.args.tau).unwrap();
+        d4pg.critic.update_target(d4pg.args.tau).unwrap();
     }
     recording.losses("expected/losses_over_updates", critic_losses.clone());
     recording.losses("expected/losses_over_updates_critic", critic_losses);
@@ -262,7 +262,7 @@ fn transitions_are_drawn_in_proportion_to_a_power_of_their_priorities() {
     assert_eq!(buffer.sample(&[0.5; 4]), (vec![0, 1, 2, 3], vec![1.0; 4]));
 
     buffer.update_priorities(&[0, 2, 3, 1], &[4.0, 1.0, 9.0, 16.0], &args);
-    // p^α = 2, 4, 1, 3, of 10: each row's share of ten equal parts, whatever the uniforms.
+    // ℓ^α = 2, 4, 1, 3, of 10: each row's share of ten equal parts, whatever the uniforms.
     for uniforms in [[0.0; 10], [0.999; 10]] {
         let (rows, weights) = buffer.sample(&uniforms);
         assert_eq!(rows, [0, 0, 1, 1, 1, 1, 2, 3, 3, 3]);
@@ -330,13 +330,13 @@ fn noise_is_in_units_of_the_range_and_leaves_no_bound() {
 }
 
 #[test]
-fn online_networks_and_averages_begin_alike_and_share_nothing() {
+fn online_and_target_networks_begin_alike_and_share_nothing() {
     let d4pg = learner(&[]);
     for network in [&d4pg.actor, &d4pg.critic] {
         let values = network.parameters.values().unwrap();
-        assert_eq!(values, network.average_parameters.values().unwrap());
+        assert_eq!(values, network.target_parameters.values().unwrap());
         network.parameters.set_values(&vec![0.0; values.len()]).unwrap();
-        assert_eq!(values, network.average_parameters.values().unwrap());
+        assert_eq!(values, network.target_parameters.values().unwrap());
     }
     let (actor, critic) = (learner(&[]).actor.parameters, learner(&[]).critic.parameters);
     assert_ne!(actor.values().unwrap()[..32], critic.values().unwrap()[..32]);
@@ -361,4 +361,11 @@ fn pinned_run() {
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "pendulum", &args, train);
+}
+
+/// Transitions are drawn with replacement, so that a batch may be larger than the buffer.
+#[test]
+fn pinned_run_with_a_buffer_smaller_than_a_batch() {
+    let args = ["--total-timesteps=400", "--workers=2", "--buffer-size=20", "--eval-episodes=1"];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "small_buffer", &args, train);
 }

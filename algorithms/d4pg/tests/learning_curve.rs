@@ -34,7 +34,7 @@ fn refuses_bad_input() {
     refuses(&["--workers", "1"], &["'1'", "--workers", "2..=256"]);
     refuses(&["--workers", "300"], &["'300'", "--workers", "2..=256"]);
     refuses(&["--n-atoms", "1"], &["--n-atoms 1", "at least 2"]);
-    refuses(&["--v-min", "0", "--v-max=-1"], &["--v-min 0", "--v-max -1", "rising"]);
+    refuses(&["--v-min", "0", "--v-max=-1"], &["--v-min 0", "--v-max -1", "above --v-min"]);
     refuses(&["--learning-rate=-1"], &["'-1'", "--learning-rate", "at least 0"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
