@@ -19,14 +19,15 @@
 //! ```
 //!
 //! They are updated in this order, the paper's, from one action ã for value and actor; the authors' program
-//! takes all gradients first. α is 1 in the paper, where k alone sets what entropy is worth: policies depend
-//! on k / α only.
+//! (github.com/haarnoja/sac) takes all steps at once, the actor's by Q_θ1 alone. α is 1 in the paper, where k
+//! alone sets what entropy is worth: policies depend on k / α only.
 //!
 //! Deviations from the paper: the step size of critics and values is 1e-3 (there 3e-4), as in `sac`; ln σ is
-//! bounded by tanh instead of clipping; the first learning_starts actions are uniformly random.
+//! kept within [-5, 2] by tanh instead of clipped to [-20, 2]; the first learning_starts actions are uniformly
+//! random, as in that program.
 //!
-//! Run `cargo run -p sac_v -- --hidden-size 64`: -158 to -153 on Pendulum-v1 after 30,000 steps in half a
-//! minute (-157 is what the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
+//! Run `cargo run -p sac_v -- --hidden-size 64`: -158 to -151 on Pendulum-v1 after 30,000 steps in forty
+//! seconds (-157 is what the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -124,7 +125,7 @@ impl Actor {
     /// μ and ln σ, `[batch, action_dim]` each, from observations `[batch, observation_dim]`.
     fn forward(&self, observations: &Tensor) -> Result<(Tensor, Tensor)> {
         let outputs = self.network.forward(observations)?.chunk(2, 1)?;
-        // ln σ ∈ [-5, 2]: the paper's code clips; tanh keeps a gradient everywhere (CleanRL's
+        // ln σ ∈ [-5, 2]: the paper's code clips, to [-20, 2]; tanh keeps a gradient everywhere (CleanRL's
         // `sac_continuous_action.py`, after Yarats's `pytorch_sac`).
         Ok((outputs[0].clone(), outputs[1].tanh()?.affine(3.5, -1.5)?))
     }

@@ -46,11 +46,17 @@ fn a_run_killed_at_any_moment_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(SAC_V, SHORT);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SAC_V, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
     refuses(&["--policy-lr=-1"], &["'-1'", "--policy-lr", "at least 0"]);
     refuses(&["--q-lr", "inf"], &["'inf'", "--q-lr"]);
+    refuses(&["--value-lr=-1"], &["'-1'", "--value-lr", "at least 0"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
     refuses(&["--alpha=-0.1"], &["'-0.1'", "--alpha", "at least 0"]);
