@@ -51,6 +51,11 @@ fn a_run_killed_at_any_moment_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(DQN, &["--total-timesteps", "4000", "--eval-episodes", "5", "--seed", "7"]);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(DQN, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);

@@ -27,6 +27,11 @@ fn a_run_killed_at_any_moment_resumes_exactly() {
 }
 
 #[test]
+fn a_trained_model_evaluates_alike() {
+    regression::evaluates_alike(PPO, &["--total-timesteps", "4096", "--eval-episodes", "5", "--seed", "7"]);
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(PPO, args, mentions);
     refuses(&["--lerning-rate", "1"], &["--lerning-rate", "--learning-rate"]);
