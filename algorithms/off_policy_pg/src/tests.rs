@@ -121,9 +121,11 @@ fn weights_and_returns_are_by_hand() {
     assert_abs_diff_eq!(effective_share(&[0.0, 5.0, 0.0, 0.0]), 0.25);
     assert_abs_diff_eq!(effective_share(&[1.0, 3.0]), 16.0 / 20.0);
     assert_eq!(effective_share(&[0.0, 0.0]), 0.0);
+    assert_eq!(effective_share(&[f32::INFINITY, 1.0]), 0.0);
     let half = 0.5_f64;
     let expected = ((2.0 - 1.0 - 2.0_f64.ln()) + (half - 1.0 - half.ln())) / 2.0;
     assert_abs_diff_eq!(approx_kl(&[2.0, 0.5]), expected, epsilon = 1e-6);
+    assert!((80.0..90.0).contains(&approx_kl(&[0.0])));
 }
 
 #[test]
