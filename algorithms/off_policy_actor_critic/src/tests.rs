@@ -20,6 +20,12 @@ fn floats(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
+/// π(·|s) of logits, both `[batch, num_actions]`.
+fn probabilities(logits: &Tensor) -> Tensor {
+    let exponentials = logits.exp().unwrap();
+    exponentials.broadcast_div(&exponentials.sum_keepdim(1).unwrap()).unwrap()
+}
+
 const POLICY: Layers = &[("hidden0", &["actor/0"]), ("output", &["actor/1"])];
 const CRITIC: Layers = &[("hidden0", &["critic/0"]), ("output", &["critic/1"])];
 
@@ -117,7 +123,7 @@ fn recorded_update_with_what_the_notes_lack() {
 
     // The gradient by the last layer's bias is the mean over rows of that by the logits.
     let logits = learner.policy.forward(&batch.observations).unwrap();
-    let pi = probabilities(&logits).unwrap().to_vec2::<f32>().unwrap();
+    let pi = probabilities(&logits).to_vec2::<f32>().unwrap();
     let q = learner.critic.forward(&batch.observations).unwrap().to_vec2::<f32>().unwrap();
     let drawn =
         learner.draw(&batch.observations, &noise).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
@@ -181,7 +187,7 @@ fn actions_are_drawn_from_the_policy() {
     let observations = vec![0.0; 4 * 4000];
     assert_eq!(learner.act_greedily(&observations).unwrap(), vec![1; 4000]);
     let actions = learner.act(&observations, &mut rng(1, 0)).unwrap();
-    let pi = floats(&probabilities(&Tensor::new(&[[0.0_f32, 1.0, 0.5]], &Device::Cpu).unwrap()).unwrap());
+    let pi = floats(&probabilities(&Tensor::new(&[[0.0_f32, 1.0, 0.5]], &Device::Cpu).unwrap()));
     assert_abs_diff_eq!(pi[1], 1_f32.exp() / (1.0 + 1_f32.exp() + 0.5_f32.exp()), epsilon = 1e-6);
     for (action, pi) in pi.into_iter().enumerate() {
         let share = actions.iter().filter(|&&a| a as usize == action).count() as f32 / 4000.0;
@@ -251,13 +257,13 @@ fn pinned_run_of_the_other_flags() {
         "--learning-starts=99",
         "--buffer-size=100",
         "--batch-size=8",
-        "--policy-lr=0.003",
+        "--policy-lr=0.0003",
         "--q-lr=0.002",
         "--anneal-lr=false",
         "--gamma=0.9",
         "--tau=0.3",
         "--baseline=false",
-        "--ent-coef=0.1",
+        "--ent-coef=1",
         "--replayed-actions",
         "--eval-episodes=2",
     ];
