@@ -3,6 +3,7 @@
 mod car_rental;
 mod gambler;
 mod gridworld;
+mod maximization_bias;
 mod maze;
 mod mountain_car;
 mod random_walk;
@@ -12,6 +13,7 @@ mod windy_gridworld;
 pub use car_rental::CarRental;
 pub use gambler::Gambler;
 pub use gridworld::Gridworld;
+pub use maximization_bias::MaximizationBias;
 pub use maze::{ChangingMaze, Maze};
 pub use mountain_car::MountainCarTextbook;
 pub use random_walk::RandomWalk;
@@ -39,6 +41,7 @@ pub fn registered() -> Vec<Registration> {
             id: "WindyGridworld-v0-stochastic",
             make: || limited(WindyGridworld::new(Moves::KingsInVaryingWind)),
         },
+        Registration { id: "MaximizationBias-v0", make: || limited(MaximizationBias::new()) },
         Registration { id: "DynaMaze-v0", make: || limited(Maze::dyna()) },
         Registration { id: "BlockingMaze-v0", make: || limited(ChangingMaze::blocking()) },
         Registration { id: "ShortcutMaze-v0", make: || limited(ChangingMaze::shortcut()) },
