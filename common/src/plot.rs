@@ -1,9 +1,13 @@
 //! Learning curves as PNG pictures: mean and shaded interval, one colour an algorithm.
 //!
 //! [`Curve::of_run`] turns the episodic returns of a run into a curve, [`learning_curves`] draws
-//! curves side by side, and [`Chart`] curves over anything, with published numbers beside them. The
-//! font is part of the program, so that pictures come out the same on every machine and nothing needs
-//! to be installed.
+//! curves side by side, [`Chart`] curves over anything, with published numbers beside them, and
+//! [`Heatmap`] tables. The font is part of the program, so that pictures come out the same on every
+//! machine and nothing needs to be installed.
+
+mod heatmap;
+
+pub use heatmap::{Heatmap, Panel};
 
 use crate::write_atomically::write_atomically;
 use anyhow::{Context, Result, bail};
@@ -71,14 +75,14 @@ impl Curve {
     }
 
     /// The points that can be drawn: a band edge that is not a number falls back to the mean, a
-    /// point whose step or mean is not one is dropped. On a logarithmic axis x is its logarithm.
-    fn drawable(&self, log_x: bool) -> Series {
+    /// point whose step or mean is not one is dropped. On a logarithmic axis a number is its logarithm.
+    fn drawable(&self, (log_x, log_y): (bool, bool)) -> Series {
         let edge = |edges: &[f64], i: usize, mean: f64| {
-            edges.get(i).copied().filter(|v| is_drawable(*v)).unwrap_or(mean)
+            edges.get(i).map(|&v| along(v, log_y)).filter(|v| is_drawable(*v)).unwrap_or(mean)
         };
         let points = self.xs.iter().zip(&self.mean).enumerate();
         points
-            .map(|(i, (&x, &mean))| (i, (along(x, log_x), mean)))
+            .map(|(i, (&x, &mean))| (i, (along(x, log_x), along(mean, log_y))))
             .filter(|(_, (x, mean))| is_drawable(*x) && is_drawable(*mean))
             .map(|(i, (x, mean))| Point {
                 x,
@@ -101,8 +105,8 @@ struct Point {
 type Series = Vec<Point>;
 
 /// Where `x` is on its axis: at log₁₀ x on a logarithmic one, which has no place for x ≤ 0.
-fn along(x: f64, log_x: bool) -> f64 {
-    if log_x { x.log10() } else { x }
+fn along(x: f64, log: bool) -> f64 {
+    if log { x.log10() } else { x }
 }
 
 /// Numbers from elsewhere, drawn in grey.
@@ -115,7 +119,7 @@ pub enum Reference {
         /// Its height.
         value: f64,
     },
-    /// Marks at these points, joined by a thin line; the marks differ from those of other points.
+    /// Marks at these points, which differ from those of other references.
     Points {
         /// Entry in the legend.
         label: String,
@@ -132,10 +136,12 @@ impl Reference {
     }
 
     /// The points that can be drawn; of a level its height.
-    fn drawable(&self, log_x: bool) -> Vec<(f64, f64)> {
+    fn drawable(&self, (log_x, log_y): (bool, bool)) -> Vec<(f64, f64)> {
         let points = match self {
-            Self::Level { value, .. } => vec![(f64::NAN, *value)],
-            Self::Points { points, .. } => points.iter().map(|(x, y)| (along(*x, log_x), *y)).collect(),
+            Self::Level { value, .. } => vec![(f64::NAN, along(*value, log_y))],
+            Self::Points { points, .. } => {
+                points.iter().map(|(x, y)| (along(*x, log_x), along(*y, log_y))).collect()
+            }
         };
         let is_level = matches!(self, Self::Level { .. });
         points.into_iter().filter(|(x, y)| (is_level || is_drawable(*x)) && is_drawable(*y)).collect()
@@ -156,6 +162,8 @@ pub struct Chart<'a> {
     /// Whether equal distances along the horizontal axis are equal ratios. Points at or below 0 are
     /// left out then.
     pub log_x: bool,
+    /// The same of the vertical axis.
+    pub log_y: bool,
     /// The part of the vertical axis that is shown; all of it by default.
     pub y_range: Option<(f64, f64)>,
     /// Lines and bands.
@@ -177,6 +185,11 @@ impl Chart<'_> {
         let draw = || render(self)?.png();
         let png = draw().with_context(|| format!("{}: cannot draw the plot", path.display()))?;
         write_atomically(path, &png)
+    }
+
+    /// Which axes are logarithmic.
+    fn logs(&self) -> (bool, bool) {
+        (self.log_x, self.log_y)
     }
 }
 
@@ -234,7 +247,9 @@ static FONT_REGISTERED: LazyLock<bool> =
 type Area<'a> = DrawingArea<BitMapBackend<'a>, Shift>;
 
 /// Draws `curves` over environment steps as [`Chart::draw`] does, with a dashed horizontal line at
-/// `reference` (value, label) if there is one.
+/// `reference` (value, label) if there is one. Where the environment variable PLAINRL_NO_PLOT is set,
+/// nothing is drawn: to a run of milliseconds that nobody looks at, of which there may be thousands, the
+/// picture is most of the work.
 ///
 /// # Errors
 /// A file that cannot be written.
@@ -245,6 +260,9 @@ pub fn learning_curves(
     curves: &[Curve],
     reference: Option<(f64, &str)>,
 ) -> Result<()> {
+    if std::env::var_os("PLAINRL_NO_PLOT").is_some() {
+        return Ok(());
+    }
     let level = |(value, label): (f64, &str)| Reference::Level { label: label.into(), value };
     let references: Vec<Reference> = reference.map(level).into_iter().collect();
     let x_label = "environment steps";
@@ -299,7 +317,7 @@ fn render(chart: &Chart<'_>) -> Result<Picture> {
     if !*FONT_REGISTERED {
         bail!("the embedded font cannot be read");
     }
-    let series: Vec<Series> = chart.curves.iter().map(|curve| curve.drawable(chart.log_x)).collect();
+    let series: Vec<Series> = chart.curves.iter().map(|curve| curve.drawable(chart.logs())).collect();
     let layout = Layout::new(chart, &series)?;
 
     let (width, height) = (px(WIDTH) as usize, px(layout.height()) as usize);
@@ -337,7 +355,7 @@ impl<'a> Legend<'a> {
             label: &curve.label,
             color: curve_color(i),
             dashed: is_dashed(i),
-            banded: true,
+            banded: curve.low != curve.high,
             mark: None,
         });
         let references = chart.references.iter().enumerate().map(|(i, reference)| LegendEntry {
@@ -410,12 +428,14 @@ struct Layout<'a> {
 impl<'a> Layout<'a> {
     fn new(chart: &Chart<'a>, series: &[Series]) -> Result<Self> {
         let points = || series.iter().flatten();
-        let beside = || chart.references.iter().flat_map(|reference| reference.drawable(chart.log_x));
+        let beside = || chart.references.iter().flat_map(|reference| reference.drawable(chart.logs()));
         let xs = points().map(|point| point.x).chain(beside().map(|(x, _)| x).filter(|x| !x.is_nan()));
         let x_axis = if chart.log_x { Axis::powers(xs) } else { Axis::steps(xs) };
         let values = points().flat_map(|point| [point.low, point.mean, point.high]);
         let y_axis = match chart.y_range {
+            Some((low, high)) if chart.log_y => Axis::powers([low.log10(), high.log10()].into_iter()),
             Some((low, high)) => Axis::over(low..high),
+            None if chart.log_y => Axis::powers(values.chain(beside().map(|(_, y)| y))),
             None => Axis::padded(values.chain(beside().map(|(_, y)| y))),
         };
 
@@ -481,7 +501,7 @@ fn draw(area: &Area<'_>, chart: &Chart<'_>, layout: &Layout<'_>, series: &[Serie
         }
     }
     for (i, reference) in chart.references.iter().enumerate() {
-        let points = reference.drawable(chart.log_x);
+        let points = reference.drawable(chart.logs());
         match reference {
             Reference::Level { .. } => {
                 for (_, value) in points.into_iter().filter(|(_, value)| within(value)) {
@@ -490,9 +510,6 @@ fn draw(area: &Area<'_>, chart: &Chart<'_>, layout: &Layout<'_>, series: &[Serie
                 }
             }
             Reference::Points { .. } => {
-                for part in clipped(&points, shown) {
-                    on.draw_series(dashed(part, stroke(REFERENCE_COLOR, 0.8)))?;
-                }
                 for point in points.iter().filter(|(_, y)| within(y)) {
                     area.draw(&mark(i, on.plotting_area().map_coordinate(point)))?;
                 }
@@ -610,14 +627,21 @@ struct Axis {
 impl Axis {
     /// An axis for steps: from 0, unless some are negative, to the last one.
     fn steps(values: impl Iterator<Item = f64>) -> Self {
-        let (low, high) = bounds(values.chain([0.0])).unwrap_or((0.0, 1.0));
+        let values: Vec<f64> = values.chain([0.0]).collect();
+        let (low, high) = bounds(values.iter().copied()).unwrap_or((0.0, 1.0));
         if high == low {
             return Self::over(0.0..1.0);
         }
         let axis = Self::over(low..high);
         // A run of 100k steps ends with an episode a little earlier; the axis ends at 100k.
         let next_tick = axis.step.map_or(high, |step| (high / step).ceil() * step);
-        if next_tick - high < 0.03 * (high - low) { Self::over(low..next_tick) } else { axis }
+        let mut axis = if next_tick - high < 0.03 * (high - low) { Self::over(low..next_tick) } else { axis };
+        if axis.step.is_some_and(|step| step < 1.0) && values.iter().all(|value| value.fract() == 0.0) {
+            // Between the first state and the second there is none.
+            axis.step = Some(1.0);
+            axis.ticks.retain(|tick| tick.fract() == 0.0);
+        }
+        axis
     }
 
     /// An axis for any values, with 5 % of room at either end; a constant is in the middle.
@@ -816,6 +840,7 @@ mod tests {
         assert_eq!(axis.ticks.last(), Some(&200_000.0));
         // Too far from the next tick to leave that much of the plot empty.
         assert_eq!(Axis::steps([20.0, 170_000.0].into_iter()).range, 0.0..170_000.0);
+        assert_eq!(labels(&Axis::steps([0.0, 1.0, 4.0].into_iter())), ["0", "1", "2", "3", "4"]);
     }
 
     #[test]
@@ -937,6 +962,19 @@ mod tests {
 
         let curve = Curve { xs: vec![0.0, 1.0, 10.0, 100.0], ..line("n", &[5.0, 0.0, 50.0, 100.0]) };
         let picture = chart(&Chart { curves: &[curve], log_x: true, ..Default::default() });
+        let blue = plotted(&picture, BLUE);
+        let (first, last) = (*blue.iter().min().unwrap(), *blue.iter().max().unwrap());
+        for (x, y) in blue {
+            let along = (x - first.0) as f64 / (last.0 - first.0) as f64;
+            let up = (first.1 - y.min(first.1)) as f64 / (first.1 - last.1) as f64;
+            assert!((along - up).abs() < 0.01, "({x}, {y})");
+        }
+    }
+
+    #[test]
+    fn the_vertical_axis_may_be_logarithmic_too() {
+        let curves = [line("n", &[0.0, 1.0, 10.0, 100.0])];
+        let picture = chart(&Chart { curves: &curves, log_y: true, ..Default::default() });
         let blue = plotted(&picture, BLUE);
         let (first, last) = (*blue.iter().min().unwrap(), *blue.iter().max().unwrap());
         for (x, y) in blue {

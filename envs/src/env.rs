@@ -218,7 +218,8 @@ pub struct Outcome {
 /// The exact model of a tabular environment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct TransitionModel {
-    /// `outcomes[s][a]` lists the possible results of action `a` in state `s`.
+    /// `outcomes[s][a]` lists the possible results of action `a` in state `s`. Where a state lists fewer actions
+    /// than the action space has, those beyond do what the last one does.
     pub outcomes: Vec<Vec<Vec<Outcome>>>,
     /// Probability of each state at the start of an episode.
     pub initial: Vec<f64>,

@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 /// Files of `common` and `envs` that no number depends on: pictures, logs, where things are found, and
 /// lists to which every new environment adds a line.
-const NO_NUMBERS: [&str; 12] = [
+const NO_NUMBERS: [&str; 13] = [
     "plot.rs",
+    "heatmap.rs",
     "gif.rs",
     "tensorboard.rs",
     "records.rs",

@@ -9,10 +9,14 @@
 //! x_label = "step size α"                      # by default that, or the swept flag
 //! y_label = "RMS error"
 //! x_max = 1000                                 # what lies beyond is left out; by default nothing is
-//! log_x = false                                # the default
+//! log_x = false                                # the default; log_y too
 //! y_range = [0.25, 0.55]                       # by default all there is
 //! metric = "charts/rms_error"                  # of every line that names no other
 //! last = 10                                    # rows of it that a swept point is the mean of; 1 by default
+//! rows = [1, 10]                               # the mean of these instead, counted from 1
+//! plus = -1                                    # (y + plus) · times is drawn; 0 and 1 by default
+//! times = 100
+//! smooth = true                                # the default: a running mean over 5 % of the axis
 //! seeds = 3                                    # 1, 2, 3
 //!
 //! [[figure.line]]
@@ -21,6 +25,7 @@
 //! env_id = "RandomWalk19-v0"
 //! steps = 10_000
 //! args = ["--n", "4"]                          # none by default
+//! rows = [401, 500]                            # by default the figure's
 //! sweep = { flag = "--alpha", values = [0.1, 0.2, 0.4] }
 //!
 //! [[figure.published]]
@@ -29,21 +34,45 @@
 //! source = "digitised from the figure"
 //! ```
 //!
-//! Without a sweep a line is its metric over `x`, otherwise over the flag's value. Lines
-//! of the same training share its runs. Each run leaves a small file in `results/figures/NAME/`, so
-//! that a picture can be drawn again without one; with `--keep` also when the sources have changed.
+//! Without a sweep a line is its metric over `x`, otherwise over the flag's value. Lines of the same
+//! training share its runs. A line may also be a table of the trained model over its index, and with
+//! `heatmap` each is a picture of its own beside the others:
+//!
+//! ```toml
+//! [figure.heatmap]
+//! across = 3                                   # tables beside each other
+//! rows = [20, -1]                              # names of the rows: the first one's, the step to the next
+//! columns = [0, 1]                             # the same of columns; both are 0, 1, 2, … by default
+//! decimals = 1                                 # of the numbers; 0 by default
+//! x_label = "cars at the second location"      # y_label is the figure's
+//!
+//! [[figure.line]]                              # label, program, env_id, steps and args as above
+//! table = "q"                                  # its name in model.safetensors
+//! actions = 4                                  # numbers a state; 1 by default
+//! take = "max"                                 # what is shown of them: this or "argmax"; the first by default
+//! plus = -5                                    # as the figure's, by default that
+//! blank = [0, 15]                              # states that stay empty; none by default
+//! arrows = false                               # the default; true: 0 up, 1 right, 2 down, 3 left
+//! cells = { start = 420, rows = [21, -21], columns = [21, 1] }   # state of the first cell; count and stride
+//! ```
+//!
+//! The numbers of a picture are kept in `results/figures/NAME.json`, so that it can be drawn again without
+//! training; with `--keep` also when the sources have changed. Runs leave a small file each in
+//! `results/figures/NAME/` until the figure is complete.
 
 use crate::curves;
+use crate::digest::source_digest;
 use crate::jobs::{Entry, Measure, Shard, Tier, variant};
-use crate::result::{BY_ROW, RunResult};
+use crate::result::{self, BY_ROW, IN_MODEL, RunResult};
 use crate::runner::{PoolArgs, Training, train};
 use anyhow::{Context, Result};
 use common::envs::invalid;
-use common::plot::{Chart, Curve, Reference};
+use common::plot::{Chart, Curve, Heatmap, Panel, Reference};
 use common::write_atomically;
 use regression::paths::root;
 use regression::thresholds::Direction;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// Points of a curve.
@@ -87,12 +116,22 @@ struct Figure {
     y_label: String,
     #[serde(default)]
     log_x: bool,
+    #[serde(default)]
+    log_y: bool,
     y_range: Option<(f64, f64)>,
     metric: Option<String>,
     #[serde(default = "one")]
     last: usize,
+    rows: Option<(usize, usize)>,
+    #[serde(default)]
+    plus: f64,
+    #[serde(default = "unchanged")]
+    times: f64,
+    #[serde(default = "yes")]
+    smooth: bool,
     #[serde(default = "three")]
     seeds: u64,
+    heatmap: Option<Layout>,
     #[serde(default)]
     line: Vec<Line>,
     #[serde(default)]
@@ -118,6 +157,33 @@ fn three() -> u64 {
     3
 }
 
+fn yes() -> bool {
+    true
+}
+
+fn unchanged() -> f64 {
+    1.0
+}
+
+/// How tables are laid out and named.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Layout {
+    across: usize,
+    #[serde(default = "from_zero")]
+    rows: (f64, f64),
+    #[serde(default = "from_zero")]
+    columns: (f64, f64),
+    #[serde(default)]
+    decimals: usize,
+    #[serde(default)]
+    x_label: String,
+}
+
+fn from_zero() -> (f64, f64) {
+    (0.0, 1.0)
+}
+
 /// A curve of a picture.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -129,7 +195,56 @@ struct Line {
     #[serde(default)]
     args: Vec<String>,
     metric: Option<String>,
+    rows: Option<(usize, usize)>,
+    plus: Option<f64>,
     sweep: Option<Sweep>,
+    table: Option<String>,
+    #[serde(default = "one")]
+    actions: usize,
+    take: Option<Take>,
+    #[serde(default)]
+    arrows: bool,
+    cells: Option<Cells>,
+    #[serde(default)]
+    blank: Vec<i64>,
+}
+
+/// What is shown of a state's actions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Take {
+    /// The largest number.
+    Max,
+    /// Which action has it, the first of several.
+    Argmax,
+}
+
+/// Which states are shown: `start + row · stride + column · stride`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Cells {
+    start: i64,
+    /// How many rows there are, and the stride.
+    #[serde(default = "single")]
+    rows: (i64, i64),
+    columns: (i64, i64),
+}
+
+fn single() -> (i64, i64) {
+    (1, 0)
+}
+
+impl Cells {
+    fn shape(&self) -> (usize, usize) {
+        (self.rows.0 as usize, self.columns.0 as usize)
+    }
+
+    /// The states, row by row.
+    fn states(&self) -> impl Iterator<Item = i64> {
+        let Self { start, rows, columns } = *self;
+        (0..rows.0)
+            .flat_map(move |row| (0..columns.0).map(move |column| start + row * rows.1 + column * columns.1))
+    }
 }
 
 /// A flag and the values that it takes along the horizontal axis.
@@ -185,19 +300,31 @@ pub fn figures(args: FiguresArgs) -> Result<()> {
     let all = read(&file)?;
     let wanted = select(&all, &args.names)?;
     let results = args.pool.results();
-    let trainings = wanted.iter().flat_map(|figure| figure.trainings()).collect::<Vec<_>>();
+    let folder = results.join("figures");
+    let mut trainings = Vec::new();
+    for figure in &wanted {
+        if args.pool.force || !figure.is_current(&folder, args.pool.keep)? {
+            trainings.extend(figure.trainings());
+        }
+    }
     train(&trainings, Shard::WHOLE, &args.pool)?;
     if args.pool.dry_run {
         return Ok(());
     }
-    let folder = results.join("figures");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
     for figure in wanted {
         let path = folder.join(format!("{}.png", figure.name));
-        match figure.curves(&results) {
-            Ok(curves) => {
-                figure.draw(&curves, &path)?;
+        let numbers = match !args.pool.force && figure.is_current(&folder, args.pool.keep)? {
+            true => Numbers::read(&folder, &figure.name),
+            false => figure.numbers(&results).and_then(|numbers| {
+                numbers.write(&folder, &figure.name)?;
                 figure.tidy(&results)?;
+                Ok(numbers)
+            }),
+        };
+        match numbers {
+            Ok(numbers) => {
+                figure.draw(&numbers.lines, &path)?;
                 println!("{}", path.display());
             }
             // Its environment is not installed, which has been said.
@@ -205,6 +332,48 @@ pub fn figures(args: FiguresArgs) -> Result<()> {
         }
     }
     write_atomically(&folder.join("README.md"), page(&all, &folder).as_bytes())
+}
+
+/// What is drawn, and what it is of: `results/figures/NAME.json`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Numbers {
+    /// Of the description.
+    config_digest: String,
+    /// Of the sources of all programs.
+    source_digest: String,
+    seeds: u64,
+    cpu: String,
+    /// Training time, all runs together.
+    wall_seconds: f64,
+    lines: Vec<Numbered>,
+}
+
+/// A line's numbers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Numbered {
+    label: String,
+    xs: Vec<f64>,
+    mean: Vec<f64>,
+    low: Vec<f64>,
+    high: Vec<f64>,
+}
+
+impl Numbers {
+    fn path(folder: &Path, name: &str) -> PathBuf {
+        folder.join(format!("{name}.json"))
+    }
+
+    fn read(folder: &Path, name: &str) -> Result<Self> {
+        let path = Self::path(folder, name);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        serde_json::from_str(&text).with_context(|| path.display().to_string())
+    }
+
+    fn write(&self, folder: &Path, name: &str) -> Result<()> {
+        write_atomically(&Self::path(folder, name), &result::json(self)?)
+    }
 }
 
 /// The figures in a file.
@@ -255,10 +424,21 @@ impl Figure {
         if self.line.is_empty() || self.seeds == 0 || self.last == 0 {
             return Some("`line`, `seeds` or `last` is nothing".into());
         }
+        let mut ranges = self.line.iter().map(|line| line.rows).chain([self.rows]).flatten();
+        if let Some((from, to)) = ranges.find(|(from, to)| *from == 0 || to < from) {
+            return Some(format!("`rows` [{from}, {to}] are none: they are counted from 1"));
+        }
+        let shape = self.line[0].cells.map(|cells| cells.shape());
+        if self.heatmap.as_ref().is_some_and(|layout| layout.across == 0)
+            || (self.heatmap.is_some()
+                && self.line.iter().any(|l| l.cells.map(|c| c.shape()) != shape || shape.is_none()))
+        {
+            return Some("with `heatmap` all lines have `cells` of one shape, some `across`".into());
+        }
         if self.line.iter().any(|line| line.sweep.is_some() != self.is_swept()) {
             return Some("either all lines have a `sweep` or none".into());
         }
-        if self.y_range.is_some_and(|(low, high)| low >= high) {
+        if self.y_range.is_some_and(|(low, high)| low >= high || (self.log_y && low <= 0.0)) {
             return Some("`y_range` is empty".into());
         }
         for (i, line) in self.line.iter().enumerate() {
@@ -266,8 +446,16 @@ impl Figure {
             if !is_program(&line.program) {
                 return Some(format!("{what}: program {:?} is not in algorithms/", line.program));
             }
-            if line.metric.as_ref().or(self.metric.as_ref()).is_none() {
+            if line.metric.as_ref().or(self.metric.as_ref()).or(line.table.as_ref()).is_none() {
                 return Some(format!("{what}: neither it nor the figure has a `metric`"));
+            }
+            let is_cell =
+                |cells: &Cells| cells.states().next().is_some() && cells.states().all(|state| state >= 0);
+            if line.actions == 0 || line.cells.as_ref().is_some_and(|cells| !is_cell(cells)) {
+                return Some(format!("{what}: `actions` or `cells` are none"));
+            }
+            if line.table.is_none() && (line.cells.is_some() || self.heatmap.is_some()) {
+                return Some(format!("{what}: `cells` and `heatmap` are of a `table`"));
             }
             if self.line[..i].iter().any(|other| other.label == line.label) {
                 return Some(format!("two lines are labelled {:?}", line.label));
@@ -314,10 +502,41 @@ impl Figure {
     /// What the curve of a line without a sweep is called among those of its runs.
     fn curve_name(&self, line: &Line) -> String {
         let metric = self.metric(line);
-        match self.x {
-            X::Steps => metric.to_string(),
-            X::Episodes => format!("{metric}{BY_ROW}"),
+        match (&line.table, self.x, self.x_max) {
+            (Some(table), ..) => format!("{table}{IN_MODEL}"),
+            (None, X::Steps, _) => metric.to_string(),
+            (None, X::Episodes, None) => format!("{metric}{BY_ROW}"),
+            (None, X::Episodes, Some(count)) => format!("{metric}{BY_ROW} {}", count as usize),
         }
+    }
+
+    /// Which rows a swept point of a line is the mean of, if not the last ones.
+    fn rows(&self, line: &Line) -> Option<(usize, usize)> {
+        line.rows.or(self.rows)
+    }
+
+    /// Changes with everything but how it looks.
+    fn config_digest(&self) -> String {
+        let mut text = format!("{:?} {:?} {} {:?}", self.x, self.x_max, self.smooth, self.seeds);
+        for line in &self.line {
+            let label = String::new();
+            let seen = Line { label, plus: None, arrows: false, blank: vec![], ..line.clone() };
+            text += &format!("\n{} {:?} {} {seen:?}", self.metric(line), self.rows(line), self.last);
+        }
+        format!("{:08x}", crc32c::crc32c(text.as_bytes()))
+    }
+
+    /// Whether its numbers are there and of these settings, and of these sources unless old ones are kept.
+    fn is_current(&self, folder: &Path, keep: bool) -> Result<bool> {
+        let Ok(numbers) = Numbers::read(folder, &self.name) else { return Ok(false) };
+        if numbers.config_digest != self.config_digest() {
+            return Ok(false);
+        }
+        let programs: BTreeSet<(&str, &str)> =
+            self.line.iter().map(|line| (line.program.as_str(), line.env_id.as_str())).collect();
+        let digest = |(program, env_id)| source_digest(&root(), program, env_id);
+        Ok(keep
+            || numbers.source_digest == together(programs.into_iter().map(digest).collect::<Result<_>>()?))
     }
 
     /// What has to be trained, each training once however many lines show something of it.
@@ -334,9 +553,9 @@ impl Figure {
                 all.len() - 1
             });
             let entry = &mut all[i].entry;
-            let is_new = entry.measures.iter().all(|measure| measure.metric != metric);
-            if self.is_swept() && is_new {
-                entry.measures.push(measure(metric, self.last));
+            let measure = measure(metric, self.last, self.rows(line));
+            if self.is_swept() && !entry.measures.contains(&measure) {
+                entry.measures.push(measure);
             }
             let curve = self.curve_name(line);
             let is_new = curve != "charts/episodic_return" && !entry.curves.contains(&curve);
@@ -346,7 +565,7 @@ impl Figure {
         }
         for training in &mut all {
             if training.entry.measures.is_empty() {
-                training.entry.measures.push(measure(SCORE, 1));
+                training.entry.measures.push(measure(SCORE, 1, None));
             }
         }
         all
@@ -365,17 +584,39 @@ impl Figure {
             measures: Vec::new(),
             curves: Vec::new(),
         };
-        let place = Path::new("figures").join(&self.name).join(entry.name());
+        // Tables are shown after different numbers of steps.
+        let steps = if line.table.is_some() { format!("__{}", line.steps) } else { String::new() };
+        let place = Path::new("figures").join(&self.name).join(entry.name() + &steps);
         Training { entry, seeds: (1..=self.seeds).collect(), place }
     }
 
     /// The lines, from the results of their runs.
-    fn curves(&self, results: &Path) -> Result<Vec<Curve>> {
-        self.line.iter().map(|line| self.curve(line, results)).collect()
+    fn numbers(&self, results: &Path) -> Result<Numbers> {
+        let mut runs = Vec::new();
+        for training in self.trainings() {
+            for &seed in &training.seeds {
+                runs.push(RunResult::read(&training.result(results, seed))?);
+            }
+        }
+        Ok(Numbers {
+            config_digest: self.config_digest(),
+            source_digest: together(runs.iter().map(|run| run.source_digest.clone()).collect()),
+            seeds: self.seeds,
+            cpu: runs[0].cpu.clone(),
+            wall_seconds: result::round(runs.iter().map(|run| run.wall_seconds).sum()),
+            lines: self.line.iter().map(|line| self.line_numbers(line, results)).collect::<Result<_>>()?,
+        })
+    }
+
+    fn line_numbers(&self, line: &Line, results: &Path) -> Result<Numbered> {
+        let Curve { xs, mean, low, high, .. } = self.curve(line, results)?;
+        let rounded = |values: Vec<f64>| values.into_iter().map(result::round).collect();
+        let label = line.label.clone();
+        Ok(Numbered { label, xs, mean: rounded(mean), low: rounded(low), high: rounded(high) })
     }
 
     fn curve(&self, line: &Line, results: &Path) -> Result<Curve> {
-        let metric = self.metric(line);
+        let (metric, rows) = (self.metric(line), self.rows(line));
         let mut points: Vec<Vec<RunResult>> = Vec::new(); // [value of the flag][seed]
         for args in line.flags() {
             let training = self.training(line, &args);
@@ -384,37 +625,89 @@ impl Figure {
                 seeds.map(|&seed| RunResult::read(&training.result(results, seed))).collect::<Result<_>>()?,
             );
         }
-        let lacks = || format!("{}: its runs have no {metric}", line.label);
+        let name = self.curve_name(line);
+        let lacks = || format!("{}: its runs have no {name}", line.label);
         if let Some(sweep) = &line.sweep {
-            let value = |run: &RunResult| run.values.iter().find(|v| v.metric == metric).map(|v| v.value);
+            let value = |run: &RunResult| {
+                run.values.iter().find(|v| v.metric == metric && v.rows == rows).map(|v| v.value)
+            };
             let values = points.iter().map(|seeds| seeds.iter().map(value).collect::<Option<Vec<f64>>>());
             let values = values.collect::<Option<Vec<_>>>().with_context(lacks)?;
             let xs = sweep.values.iter().map(|value| value.value()).collect();
-            return Ok(curves::over_seeds(line.label.as_str(), xs, &values));
+            return Ok(curves::over_seeds("", xs, &values));
+        }
+        let runs = points.iter().flatten().map(|run| run.curve_of(&name));
+        let runs = runs.collect::<Option<Vec<_>>>().with_context(lacks)?;
+        if line.table.is_some() {
+            let tables = runs.iter().map(|run| line.table(&run.returns)).collect::<Option<Vec<_>>>();
+            let tables = tables.with_context(|| format!("{}: `cells` are not all in {name}", line.label))?;
+            let xs = match &line.cells {
+                Some(cells) => cells.states().map(|state| state as f64).collect(),
+                None => (0..tables[0].len()).map(|i| i as f64).collect(),
+            };
+            return Ok(curves::over_seeds("", xs, &transposed(&tables)));
         }
         let shown = |(x, _): &(f64, f64)| self.x_max.is_none_or(|max| *x <= max);
-        let runs = points.iter().flatten().map(|run| {
-            let curve = run.curve_of(&self.curve_name(line))?;
-            Some(curve.points().into_iter().filter(shown).collect())
-        });
-        let runs = runs.collect::<Option<Vec<_>>>().with_context(lacks)?;
-        // That the note below the title says how many seeds there are keeps the legend short.
-        Ok(Curve { label: line.label.clone(), ..curves::from_runs("", &runs, POINTS) })
-    }
-
-    /// Removes what runs left that its lines no longer show.
-    fn tidy(&self, results: &Path) -> Result<()> {
-        let used: Vec<PathBuf> = self.trainings().iter().map(|it| results.join(&it.place)).collect();
-        for item in std::fs::read_dir(results.join("figures").join(&self.name))? {
-            let path = item?.path();
-            if path.is_dir() && !used.contains(&path) {
-                std::fs::remove_dir_all(&path).with_context(|| path.display().to_string())?;
-            }
+        let runs: Vec<Vec<(f64, f64)>> =
+            runs.iter().map(|run| run.points().into_iter().filter(shown).collect()).collect();
+        if !self.smooth {
+            let xs = runs.iter().map(|run| run.iter().map(|(x, _)| *x).collect::<Vec<_>>());
+            // What only some runs have is left out.
+            let xs = xs.min_by_key(Vec::len).unwrap_or_default();
+            let apart = runs.iter().any(|run| run.iter().zip(&xs).any(|((x, _), other)| x != other));
+            anyhow::ensure!(
+                !apart,
+                "{}: `smooth = false`: its runs have {name} at different steps",
+                line.label
+            );
+            let values: Vec<Vec<f64>> =
+                runs.iter().map(|run| run.iter().take(xs.len()).map(|(_, y)| *y).collect()).collect();
+            return Ok(curves::over_seeds("", xs, &transposed(&values)));
         }
-        Ok(())
+        Ok(curves::from_runs("", &runs, POINTS))
     }
 
-    fn draw(&self, curves: &[Curve], path: &Path) -> Result<()> {
+    /// Removes what runs left: the numbers are kept.
+    fn tidy(&self, results: &Path) -> Result<()> {
+        let folder = results.join("figures").join(&self.name);
+        std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())
+    }
+
+    fn draw(&self, numbers: &[Numbered], path: &Path) -> Result<()> {
+        let curves: Vec<Curve> = self
+            .line
+            .iter()
+            .zip(numbers)
+            .map(|(line, numbers)| {
+                let shown = |y: &f64| (y + line.plus.unwrap_or(self.plus)) * self.times;
+                let shown = |ys: &[f64]| ys.iter().map(shown).collect();
+                let Numbered { xs, mean, low, high, .. } = numbers;
+                let (mean, low, high) = (shown(mean), shown(low), shown(high));
+                Curve { label: line.label.clone(), xs: xs.clone(), mean, low, high }
+            })
+            .collect();
+        if let (Some(layout), Some(cells)) = (&self.heatmap, &self.line[0].cells) {
+            let of = |(line, curve): (&Line, Curve)| {
+                let blank = |&x: &f64| line.blank.iter().any(|&state| state as f64 == x);
+                let cells = curve.xs.iter().zip(curve.mean);
+                let values = cells.map(|(x, value)| if blank(x) { f64::NAN } else { value }).collect();
+                Panel { label: curve.label, values, arrows: line.arrows }
+            };
+            let panels: Vec<Panel> = self.line.iter().zip(curves).map(of).collect();
+            let heatmap = Heatmap {
+                title: &self.title,
+                note: &if self.seeds == 1 { String::new() } else { format!("mean of {} seeds", self.seeds) },
+                x_label: &layout.x_label,
+                y_label: &self.y_label,
+                shape: cells.shape(),
+                rows: layout.rows,
+                columns: layout.columns,
+                decimals: layout.decimals,
+                across: layout.across,
+                panels: &panels,
+            };
+            return heatmap.draw(path);
+        }
         let references: Vec<Reference> = self.published.iter().map(Published::reference).collect();
         let flag = || self.line.first().and_then(|line| line.sweep.as_ref()).map(|sweep| sweep.flag.clone());
         let x_label = self.x_label.clone().or_else(flag).unwrap_or_else(|| {
@@ -431,9 +724,11 @@ impl Figure {
             x_label: &x_label,
             y_label: &self.y_label,
             log_x: self.log_x,
+            log_y: self.log_y,
             y_range: self.y_range,
-            curves,
-            dots: self.is_swept(),
+            curves: &curves,
+            dots: self.is_swept()
+                || self.line.iter().all(|line| line.table.is_some() && line.cells.is_none()),
             references: &references,
         };
         chart.draw(path)
@@ -441,8 +736,9 @@ impl Figure {
 
     /// What lines and bands are.
     fn note(&self) -> String {
-        match (self.seeds, self.is_swept()) {
-            (1, true) => "one seed".into(),
+        let exact = self.is_swept() || !self.smooth || self.line.iter().any(|line| line.table.is_some());
+        match (self.seeds, exact) {
+            (1, true) => "one run".into(),
             (1, false) => "one seed; shaded: from the 10% to the 90% quantile of what is averaged".into(),
             (seeds, _) => format!("mean of {seeds} seeds; shaded: its 95% bootstrap interval"),
         }
@@ -450,10 +746,11 @@ impl Figure {
 }
 
 /// A number to be taken from a run; nothing is demanded of it.
-fn measure(metric: &str, last: usize) -> Measure {
+fn measure(metric: &str, last: usize, rows: Option<(usize, usize)>) -> Measure {
     Measure {
         metric: metric.to_string(),
         last,
+        rows,
         direction: Direction::Max,
         tolerance: 0.0,
         floor: None,
@@ -475,6 +772,36 @@ impl Line {
     }
 }
 
+impl Line {
+    /// What is shown of a table `[num_states, actions]`; nothing if it lacks some of the states.
+    fn table(&self, numbers: &[f64]) -> Option<Vec<f64>> {
+        let of_state = |actions: &[f64]| match self.take {
+            None => actions[0],
+            Some(Take::Max) => actions.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+            Some(Take::Argmax) => {
+                let max = actions.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                actions.iter().position(|&value| value == max).map_or(f64::NAN, |action| action as f64)
+            }
+        };
+        let all: Vec<f64> = numbers.chunks_exact(self.actions).map(of_state).collect();
+        match &self.cells {
+            None => Some(all),
+            Some(cells) => cells.states().map(|state| all.get(state as usize).copied()).collect(),
+        }
+    }
+}
+
+/// `[column][row]` of `[row][column]`, rows being of one length.
+fn transposed(rows: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let columns = rows.first().map_or(0, Vec::len);
+    (0..columns).map(|column| rows.iter().map(|row| row[column]).collect()).collect()
+}
+
+/// One digest of several.
+fn together(digests: BTreeSet<String>) -> String {
+    digests.into_iter().collect::<Vec<_>>().join(" ")
+}
+
 impl Published {
     fn reference(&self) -> Reference {
         let label = self.label.clone();
@@ -488,7 +815,7 @@ impl Published {
 /// `results/figures/README.md`: the pictures that there are, with what they show.
 fn page(figures: &[Figure], folder: &Path) -> String {
     let mut page = "# Figures\n\nDrawn by `cargo run -p regression -- figures` from \
-        [tests/figures.toml](../../tests/figures.toml); the folder of each has what its runs left.\n"
+        [tests/figures.toml](../../tests/figures.toml); beside each are its numbers.\n"
         .to_string();
     let is_drawn = |figure: &&Figure| folder.join(format!("{}.png", figure.name)).exists();
     for figure in figures.iter().filter(is_drawn) {
@@ -606,7 +933,7 @@ mod tests {
         let figure = figure(&OVER_STEPS.replace("title", "x_max = 99.5\ntitle"));
         let results = tempfile::tempdir().unwrap();
         (1..=3).for_each(|seed| write_result(&figure.trainings()[0], seed, results.path(), 6.0));
-        let curves = figure.curves(results.path()).unwrap();
+        let curves = figure.numbers(results.path()).unwrap().lines;
         assert_eq!((curves[0].xs.as_slice(), curves[0].mean.as_slice()), (&[0.0][..], &[6.0][..]));
     }
 
@@ -632,7 +959,7 @@ mod tests {
             write_result(training, 1, results.path(), i as f64);
             write_result(training, 2, results.path(), i as f64 + 1.0);
         }
-        let curves = figure.curves(results.path()).unwrap();
+        let curves = figure.numbers(results.path()).unwrap().lines;
         assert_eq!(curves.len(), 1);
         assert_eq!((curves[0].label.as_str(), &curves[0].xs[..]), ("n = 1", &[0.25, 0.5, 1.0][..]));
         assert_eq!(curves[0].mean, [0.5, 1.5, 2.5]);
@@ -640,8 +967,152 @@ mod tests {
         assert_eq!((&curves[0].low[..], &curves[0].high[..]), (&[0.0, 1.0, 2.0][..], &[1.0, 2.0, 3.0][..]));
 
         std::fs::remove_file(figure.trainings()[1].result(results.path(), 2)).unwrap();
-        let error = format!("{:#}", figure.curves(results.path()).unwrap_err());
+        let error = format!("{:#}", figure.numbers(results.path()).unwrap_err());
         assert!(error.contains("2.json"), "{error}");
+    }
+
+    #[test]
+    fn a_line_may_be_of_other_rows_than_the_last() {
+        let text = SWEPT.replace("last = 5", "rows = [1, 10]");
+        let late = "label = \"late\"\nrows = [91, 100]\nprogram = \"walk\"\nenv_id = \"Walk-v0\"\nsteps = 100\n\
+            args = [\"--n\", \"1\"]\nsweep = { flag = \"--alpha\", values = [0.25, 0.5, 1] }\n[[figure.published]]";
+        let text = text.replace("[[figure.published]]", &format!("[[figure.line]]\n{late}"));
+        let figure = figure(&text);
+        let trainings = figure.trainings();
+        assert_eq!(trainings.len(), 3);
+        for training in &trainings {
+            let rows: Vec<_> = training.entry.measures.iter().map(|measure| measure.rows).collect();
+            assert_eq!(rows, [Some((1, 10)), Some((91, 100))]);
+        }
+        let results = tempfile::tempdir().unwrap();
+        for (training, seed) in trainings.iter().flat_map(|training| [(training, 1), (training, 2)]) {
+            write_result(training, seed, results.path(), 7.0);
+            let path = training.result(results.path(), seed);
+            let value = |rows: &str, value: f64| {
+                format!(
+                    r#"{{"metric": "charts/error", "last": 5, "rows": {rows}, "value": {value}, "std_error": 0}}"#
+                )
+            };
+            let text = std::fs::read_to_string(&path).unwrap().replace(
+                r#"{"metric": "charts/error", "last": 5, "value": 7, "std_error": 0}"#,
+                &format!("{}, {}", value("[1, 10]", 3.0), value("[91, 100]", 1.0)),
+            );
+            std::fs::write(path, text).unwrap();
+        }
+        let lines = figure.numbers(results.path()).unwrap().lines;
+        assert_eq!((&lines[0].mean[..], &lines[1].mean[..]), (&[3.0; 3][..], &[1.0; 3][..]));
+    }
+
+    const TABLES: &str = r#"
+        [[figure]]
+        name = "tables"
+        title = "T"
+        text = "A table after one step and after two."
+        y_label = "rows"
+        seeds = 1
+        [figure.heatmap]
+        across = 2
+        [[figure.line]]
+        label = "k = 1"
+        program = "walk"
+        env_id = "Walk-v0"
+        steps = 1
+        table = "q"
+        actions = 2
+        take = "max"
+        cells = { start = 4, rows = [2, -2], columns = [2, 1] }
+        [[figure.line]]
+        label = "k = 2"
+        program = "walk"
+        env_id = "Walk-v0"
+        steps = 2
+        table = "q"
+        actions = 2
+        take = "argmax"
+        plus = -5
+        blank = [3]
+        cells = { start = 4, rows = [2, -2], columns = [2, 1] }
+    "#;
+
+    #[test]
+    fn tables_are_taken_from_the_trained_model() {
+        let (figure, results) = (figure(TABLES), tempfile::tempdir().unwrap());
+        let trainings = figure.trainings();
+        assert_eq!(trainings.iter().map(|training| training.entry.steps).collect::<Vec<_>>(), [1, 2]);
+        for training in &trainings {
+            assert_eq!(training.entry.curves, ["q in the model"]);
+            write_result(training, 1, results.path(), 0.0);
+            let path = training.result(results.path(), 1);
+            let q = "[0, 1, 3, 2, 4, 4, 6, 7, 9, 8, 10, 11]"; // [6, 2]
+            let text = std::fs::read_to_string(&path).unwrap().replace(
+                r#""charts/estimate": {"steps": [0, 100], "returns": [0, 0]}"#,
+                &format!(r#""q in the model": {{"steps": [], "returns": {q}}}"#),
+            );
+            std::fs::write(path, text).unwrap();
+        }
+        let numbers = figure.numbers(results.path()).unwrap();
+        // States 4 and 5 in the upper row, 2 and 3 in the lower one.
+        assert_eq!(numbers.lines[0].xs, [4.0, 5.0, 2.0, 3.0]);
+        assert_eq!(numbers.lines[0].mean, [9.0, 11.0, 4.0, 7.0]);
+        assert_eq!(numbers.lines[1].mean, [0.0, 1.0, 0.0, 1.0]); // the first of equal ones
+        let path = results.path().join("tables.png");
+        figure.draw(&numbers.lines, &path).unwrap();
+        assert!(path.exists());
+
+        let beyond = parsed(&TABLES.replace("start = 4", "start = 5")).unwrap().remove(0);
+        let error = format!("{:#}", beyond.numbers(results.path()).unwrap_err());
+        assert!(error.contains("`cells` are not all in q"), "{error}");
+    }
+
+    #[test]
+    fn tables_that_cannot_be_laid_out_are_refused() {
+        for (from, to, mention) in [
+            ("across = 2", "across = 0", "`across`"),
+            (
+                "start = 4, rows = [2, -2], columns = [2, 1] }\n        [[",
+                "start = 4, columns = [2, 1] }\n        [[",
+                "one shape",
+            ),
+            ("start = 4", "start = 1", "`cells`"),
+            ("actions = 2", "actions = 0", "`actions`"),
+            ("table = \"q\"\n", "metric = \"charts/error\"\n", "of a `table`"),
+        ] {
+            assert!(TABLES.contains(from), "{from}");
+            let error = parsed(&TABLES.replacen(from, to, 1)).unwrap_err();
+            assert!(error.contains(mention) && !error.contains('\n'), "{to}: {error}");
+        }
+        let error = parsed(&SWEPT.replace("last = 5", "rows = [0, 3]")).unwrap_err();
+        assert!(error.contains("`rows` [0, 3]"), "{error}");
+    }
+
+    #[test]
+    fn numbers_are_current_until_the_description_changes() {
+        let (figure, results) = (figure(OVER_STEPS), tempfile::tempdir().unwrap());
+        (1..=3).for_each(|seed| write_result(&figure.trainings()[0], seed, results.path(), 6.0));
+        let folder = results.path().join("figures");
+        assert!(!figure.is_current(&folder, true).unwrap());
+        let numbers = figure.numbers(results.path()).unwrap();
+        numbers.write(&folder, "steps").unwrap();
+        assert_eq!(Numbers::read(&folder, "steps").unwrap(), numbers);
+        assert!(figure.is_current(&folder, true).unwrap());
+        figure.tidy(results.path()).unwrap();
+        assert!(!figure.trainings()[0].result(results.path(), 1).exists());
+
+        let changed = |from: &str, to: &str| parsed(&OVER_STEPS.replace(from, to)).unwrap().remove(0);
+        assert!(changed("optimum", "the optimum").is_current(&folder, true).unwrap());
+        assert!(changed("value\"", "return\"").is_current(&folder, true).unwrap());
+        assert!(!changed("steps = 100", "steps = 200").is_current(&folder, true).unwrap());
+        assert!(!changed("y_label", "seeds = 4\ny_label").is_current(&folder, true).unwrap());
+        assert!(!changed("y_label", "smooth = false\ny_label").is_current(&folder, true).unwrap());
+    }
+
+    #[test]
+    fn what_is_not_smoothed_is_the_mean_at_each_step() {
+        let figure = figure(&OVER_STEPS.replace("title", "smooth = false\nplus = 1\ntimes = 10\ntitle"));
+        let results = tempfile::tempdir().unwrap();
+        (1..=3).for_each(|seed| write_result(&figure.trainings()[0], seed, results.path(), seed as f64));
+        let lines = figure.numbers(results.path()).unwrap().lines;
+        assert_eq!((&lines[1].xs[..], &lines[1].mean[..]), (&[0.0, 100.0][..], &[0.0, 2.0][..]));
     }
 
     #[test]
@@ -650,7 +1121,7 @@ mod tests {
         for seed in 1..=3 {
             write_result(&figure.trainings()[0], seed, results.path(), 6.0 * seed as f64);
         }
-        let curves = figure.curves(results.path()).unwrap();
+        let curves = figure.numbers(results.path()).unwrap().lines;
         let ends: Vec<(f64, f64)> =
             curves.iter().map(|curve| (curve.mean[0], *curve.mean.last().unwrap())).collect();
         assert_eq!(ends, [(12.0, 0.0), (0.0, 12.0)]);

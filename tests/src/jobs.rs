@@ -51,7 +51,7 @@ pub struct Entry {
     /// The numbers that are taken from each run; at least one.
     pub measures: Vec<Measure>,
     /// Rows of `metrics.csv` that are kept as curves, beside the episodic return; see
-    /// [`crate::result::BY_ROW`].
+    /// [`crate::result::BY_ROW`] and [`crate::result::IN_MODEL`].
     pub curves: Vec<String>,
 }
 
@@ -62,6 +62,8 @@ pub struct Measure {
     pub metric: String,
     /// The mean of how many of the last ones.
     pub last: usize,
+    /// The mean of these instead, first and last, counted from 1.
+    pub rows: Option<(usize, usize)>,
     /// Which numbers are good.
     pub direction: Direction,
     /// How far from the reference an `equal` one may be.
@@ -93,6 +95,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
             let measure = Measure {
                 metric: entry.metric,
                 last: entry.last,
+                rows: None,
                 direction: entry.direction,
                 tolerance: entry.tolerance,
                 floor: entry.floor,
@@ -188,6 +191,9 @@ impl Entry {
         }
         for measure in &self.measures {
             text += &format!("\n{} {}", measure.metric, measure.last);
+            if let Some((from, to)) = measure.rows {
+                text += &format!(" {from}-{to}");
+            }
         }
         for curve in &self.curves {
             text += &format!("\n{curve}");

@@ -8,6 +8,7 @@ use common::cli::Evaluation;
 use common::envs::invalid;
 use common::write_atomically;
 use regression::learning::{Row, Summary, mean_of_last, read_metrics};
+use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 use serde_json::ser::{Formatter, PrettyFormatter};
 use std::collections::BTreeMap;
@@ -18,8 +19,12 @@ use std::path::{Path, PathBuf};
 const POINTS: usize = 200;
 
 /// What follows a metric in the name of a curve over its rows, from 1, and not over steps: episodes,
-/// where each has a row.
+/// where each has a row. What follows it in turn is how many of them are kept; all, if nothing does.
 pub const BY_ROW: &str = " by row";
+
+/// What follows the name of a table in that of a curve that is the table itself: its numbers in the
+/// trained model, over their index.
+pub const IN_MODEL: &str = " in the model";
 
 /// What one seed of an entry reached.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,6 +66,8 @@ pub struct RunResult {
 pub struct Value {
     pub metric: String,
     pub last: usize,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rows: Option<(usize, usize)>,
     pub value: f64,
     /// Standard error of the value, as a mean of so many episodes; 0 if it is none.
     pub std_error: f64,
@@ -86,21 +93,36 @@ impl RunResult {
         let mut values = Vec::new();
         for measure in &entry.measures {
             let (metric, last) = (measure.metric.clone(), measure.last);
-            let value = mean_of_last(&rows, &metric, last)?;
             let single: Vec<f64> = rows.iter().filter(|r| r.tag == metric).map(|r| r.value).collect();
+            let (value, used) = match measure.rows {
+                None => (mean_of_last(&rows, &metric, last)?, &single[single.len() - last..]),
+                Some((from, to)) => {
+                    let count = single.len();
+                    ensure!(count >= to, "metrics.csv has {count} rows of {metric}, {to} are needed");
+                    (mean(&single[from - 1..to]), &single[from - 1..to])
+                }
+            };
             let variance_of_mean = match metric.as_str() {
                 "eval/episodic_return" => summary.eval.std.powi(2) / summary.eval.episodes as f64,
-                _ => variance(&single[single.len() - last..]) / last as f64,
+                _ => variance(used) / used.len() as f64,
             };
-            values.push(Value { metric, last, value, std_error: round(variance_of_mean.sqrt()) });
+            let std_error = round(variance_of_mean.sqrt());
+            values.push(Value { metric, last, rows: measure.rows, value, std_error });
         }
         let points = |metric: &str| -> Vec<(f64, f64)> {
             rows.iter().filter(|row| row.tag == metric).map(|row| (row.step, row.value)).collect()
         };
         let mut curves = BTreeMap::new();
         for name in &entry.curves {
-            let points = match name.strip_suffix(BY_ROW) {
-                Some(metric) => (1..).map(f64::from).zip(points(metric).iter().map(|(_, y)| *y)).collect(),
+            if let Some(table) = name.strip_suffix(IN_MODEL) {
+                curves.insert(name.clone(), table_of(&run_dir.join("model.safetensors"), table)?);
+                continue;
+            }
+            let points = match name.split_once(BY_ROW) {
+                Some((metric, count)) => {
+                    let count = count.trim().parse().unwrap_or(usize::MAX);
+                    (1..).map(f64::from).zip(points(metric).iter().map(|(_, y)| *y)).take(count).collect()
+                }
                 None => points(name),
             };
             ensure!(!points.is_empty(), "metrics.csv has no rows of {name}");
@@ -156,11 +178,21 @@ impl RunResult {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        let mut bytes = Vec::new();
-        self.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, ArraysInLine::default()))?;
-        bytes.push(b'\n');
-        write_atomically(path, &bytes)
+        write_atomically(path, &json(self)?)
     }
+}
+
+/// The numbers of a table that a program keeps in its model, over their index.
+fn table_of(path: &Path, table: &str) -> Result<StoredCurve> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).with_context(|| shown.to_string())?;
+    let tensors = SafeTensors::deserialize(&bytes).with_context(|| shown.to_string())?;
+    let view = tensors.tensor(&format!("{table}.table")).or_else(|_| tensors.tensor(table));
+    let view = view.with_context(|| format!("{shown}: has no table {table}"))?;
+    ensure!(view.dtype() == Dtype::F64, "{shown}: {table} is no table of f64");
+    let numbers = view.data().as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
+    let returns: Vec<f64> = numbers.map(round).collect();
+    Ok(StoredCurve { steps: (0..returns.len()).map(|i| i as f64).collect(), returns })
 }
 
 /// [`RunResult::diagnostics`].
@@ -267,6 +299,14 @@ pub fn round(value: f64) -> f64 {
     format!("{value:.5e}").parse().unwrap_or(value)
 }
 
+/// `value` as the bytes of a file.
+pub fn json(value: &impl Serialize) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    value.serialize(&mut serde_json::Serializer::with_formatter(&mut bytes, ArraysInLine::default()))?;
+    bytes.push(b'\n');
+    Ok(bytes)
+}
+
 /// JSON with a line for each field and arrays in one.
 #[derive(Default)]
 struct ArraysInLine {
@@ -342,6 +382,20 @@ mod tests {
         let many = StoredCurve::new(&vec![(3.0, 2.0); 1000]);
         assert_eq!(many.mean_return(), Some(2.0));
         assert_eq!(many.steps.len(), 1);
+    }
+
+    #[test]
+    fn a_table_of_the_model_is_kept_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let bytes: Vec<u8> = (0..300).flat_map(|i| (f64::from(i) / 4.0).to_le_bytes()).collect();
+        let view = safetensors::tensor::TensorView::new(Dtype::F64, vec![300], &bytes).unwrap();
+        std::fs::write(&path, safetensors::serialize([("values.table", view)], None).unwrap()).unwrap();
+        let curve = table_of(&path, "values").unwrap();
+        assert_eq!(curve.points().len(), 300);
+        assert_eq!(curve.points()[7], (7.0, 1.75));
+        let error = format!("{:#}", table_of(&path, "policy").unwrap_err());
+        assert!(error.contains("has no table policy"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use regression::learning::skipped;
 use regression::paths::root;
 use regression::process;
 use regression::programs::{self, Programs};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::fs::{self, File, OpenOptions};
 use std::io::{IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 const LEAST_CHECKPOINT_STEPS: usize = 50_000;
 
 /// How often children are looked at, and how often a status line is printed without a terminal.
-const POLL: Duration = Duration::from_millis(20);
+const POLL: Duration = Duration::from_millis(5);
 const STATUS: Duration = Duration::from_secs(30);
 
 /// Ctrl-C was pressed so many times.
@@ -73,10 +73,10 @@ pub struct PoolArgs {
     bin_dir: Option<PathBuf>,
     /// Run again what is done
     #[arg(long)]
-    force: bool,
+    pub force: bool,
     /// Keep results of older sources
     #[arg(long, conflicts_with = "force")]
-    keep: bool,
+    pub keep: bool,
     /// List the jobs and do nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -175,6 +175,8 @@ impl Job<'_> {
                 .arg(&run_dir)
                 .args(&self.entry.args);
         }
+        // The run's directory is removed once its numbers are kept.
+        command.env("PLAINRL_NO_PLOT", "1");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr.open(self.stderr())?);
         process::spawn(&mut command)
     }
@@ -258,8 +260,18 @@ pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()
     let results = args.results();
     let work = args.work.clone().unwrap_or_else(|| root().join("target/regression"));
 
-    let digest = |t: &Training| source_digest(&root(), &t.entry.algorithm, &t.entry.env_id);
-    let digests = trainings.iter().map(digest).collect::<Result<Vec<_>>>()?;
+    // Sweeps have hundreds of trainings of one program.
+    let mut known: BTreeMap<(&str, &str), String> = BTreeMap::new();
+    let mut digests = Vec::new();
+    for Training { entry, .. } in trainings {
+        let digest = match known.entry((&entry.algorithm, &entry.env_id)) {
+            btree_map::Entry::Occupied(digest) => digest.get().clone(),
+            btree_map::Entry::Vacant(place) => {
+                place.insert(source_digest(&root(), &entry.algorithm, &entry.env_id)?).clone()
+            }
+        };
+        digests.push(digest);
+    }
     let mut all = Vec::new();
     for (training, source_digest) in trainings.iter().zip(&digests) {
         let Training { entry, seeds, place } = training;

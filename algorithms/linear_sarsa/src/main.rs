@@ -164,16 +164,17 @@ impl Features {
         };
         let range = low.iter().zip(high).map(|(&low, &high)| f64::from(high) - f64::from(low)).collect();
         let low = low.iter().map(|&low| low.into()).collect();
-        let (points, grids, most) = match args.basis {
+        // How many features there may be: each of the waves is computed at every step.
+        let (points, grids, most, weights) = match args.basis {
             // Grids are shifted by less than a tile, so that one more covers the space.
-            Basis::Tiles => (args.tiles + 1, args.tilings, args.hash_size),
-            Basis::Fourier | Basis::Radial => (args.order + 1, 1, 10_000_000),
+            Basis::Tiles => (args.tiles.saturating_add(1), args.tilings, 20_000_000, args.hash_size),
+            Basis::Fourier | Basis::Radial => (args.order.saturating_add(1), 1, 100_000, usize::MAX),
         };
         let all = points.checked_pow(dim as u32).and_then(|n| n.checked_mul(grids)?.checked_mul(num_actions));
-        let Some(all) = all.filter(|&all| args.basis == Basis::Tiles || all <= most) else {
-            return refuse(format!("{dim} numbers are too many for a grid of {points} points along each"));
+        let Some(all) = all.filter(|&all| all <= most) else {
+            return refuse(format!("{dim} numbers, {grids} x {points} points a side: too many, > {most}"));
         };
-        let (per_action, len) = (all / num_actions, all.min(most));
+        let (per_action, len) = (all / num_actions, all.min(weights));
         let step_size = args.learning_rate / grids as f64;
         Ok(Self { low, range, points, grids, per_action, len, step_size, num_actions, args: args.clone() })
     }

@@ -36,6 +36,10 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "bounded observations", "Box([4])"]);
     refuses(&["--env-id", "MinAtar/Breakout-v1"], &["MinAtar/Breakout-v1", "400 numbers", "too many"]);
     refuses(&["--basis", "fourier", "--order", "4000"], &["MountainCarTextbook-v0", "4001 points"]);
+    refuses(&["--basis", "radial", "--order", "1000"], &["1001 points", "> 100000"]);
+    refuses(&["--tiles", "100000"], &["100001 points", "> 20000000"]);
+    refuses(&["--tilings", "1000000000"], &["1000000000 x 9 points"]);
+    refuses(&["--tiles", "9223372036854775807"], &["too many"]);
     refuses(&["--method", "q"], &["'q'", "--method", "true-online"]);
     refuses(&["--trace", "long"], &["'long'", "--trace", "replacing-clearing"]);
     refuses(&["--basis", "wavelets"], &["'wavelets'", "--basis", "fourier"]);

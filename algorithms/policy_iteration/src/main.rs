@@ -36,11 +36,18 @@
 //! --evaluation-sweeps 1    V(s) ← max_a q(s,a) in effect: value iteration
 //! ```
 //!
-//! A "timestep" of this algorithm, in which nobody steps, is one sweep through all the states.
+//! A "timestep" of this algorithm, in which nobody steps, is one sweep through all the states. The first
+//! policy may be any; with `--initial-action` it always takes that action.
 //!
 //! Run `cargo run -p policy_iteration`: V*(s₀) = 0.542026 on FrozenLake-v1 at γ = 0.99 in less than
 //! a second, and a policy that reaches the goal within the 100 steps of an episode with probability
 //! 0.740 (both computed exactly; Gymnasium notes an optimum of 0.74).
+//!
+//! ```text
+//! --env-id Gridworld-v0 --gamma 1 --synchronous --total-timesteps 10   v after ten sweeps, figure 4.1
+//! --env-id CarRental-v0 --gamma 0.9 --initial-action 5                 four improvements until it is
+//!                                                                      stable, figure 4.2
+//! ```
 
 use anyhow::Result;
 use clap::Parser;
@@ -74,6 +81,18 @@ struct Args {
     /// Sweeps in one evaluation at most: 0 for as many as --theta asks for, 1 for value iteration
     #[arg(long, default_value_t = 0)]
     evaluation_sweeps: usize,
+    /// Compute all of a sweep's values from those before the sweep
+    #[arg(long, default_value_t = false)]
+    synchronous: bool,
+    /// Begin with the policy that always takes this action [default: any, all equally likely]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial_action: Option<usize>,
+    /// Stop after this many improvements, or after --total-timesteps if that comes first [default: no
+    /// limit]
+    #[arg(long, value_parser = cli::positive)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_improvements: Option<usize>,
 }
 
 /// The model, a policy and its values, and how the two chase each other.
@@ -92,18 +111,36 @@ struct Improvement {
 }
 
 impl PolicyIteration {
-    /// Begins with V = 0 and every action equally likely. From most states that policy ends its
-    /// episodes sooner or later, so that it has finite values even without a discount; "always
-    /// action 0" may go round in circles for ever.
-    fn new(model: &TransitionModel, args: &Args) -> Self {
-        let (num_states, num_actions) = (model.outcomes.len(), model.outcomes[0].len());
-        Self {
+    /// Begins with V = 0 and every action equally likely, unless `--initial-action` says otherwise.
+    /// From most states that policy ends its episodes sooner or later, so that it has finite values
+    /// even without a discount; "always action 0" may go round in circles for ever.
+    fn new(model: &TransitionModel, args: &Args) -> Result<Self> {
+        let num_states = model.outcomes.len();
+        let num_actions = model.outcomes.iter().map(Vec::len).max().unwrap_or(0);
+        let fewest = model.outcomes.iter().map(Vec::len).min().unwrap_or(0);
+        let mut iteration = Self {
             model: model.clone(),
             values: vec![0.0; num_states],
-            policy: vec![1.0 / num_actions as f64; num_states * num_actions],
+            policy: vec![0.0; num_states * num_actions],
             num_actions,
             args: args.clone(),
+        };
+        for (state, actions) in model.outcomes.iter().enumerate() {
+            match args.initial_action {
+                None => {
+                    let row = state * num_actions;
+                    iteration.policy[row..row + actions.len()].fill(1.0 / actions.len() as f64);
+                }
+                Some(action) if action < fewest => iteration.set_action(state, action),
+                Some(action) => {
+                    return invalid(format!(
+                        "--initial-action {action}: the actions are 0 to {}",
+                        fewest - 1
+                    ));
+                }
+            }
         }
+        Ok(iteration)
     }
 
     /// π(a|s).
@@ -123,12 +160,12 @@ impl PolicyIteration {
         self.policy[row + action] = 1.0;
     }
 
-    /// q(s,a).
-    fn action_value(&self, state: usize, action: usize) -> f64 {
+    /// q(s,a) by the values V.
+    fn action_value(&self, values: &[f64], state: usize, action: usize) -> f64 {
         let mut action_value = 0.0;
         for outcome in &self.model.outcomes[state][action] {
             // Easy to miss and fatal: no value lies beyond the end of an episode.
-            let next_value = if outcome.terminated { 0.0 } else { self.values[outcome.next_state] };
+            let next_value = if outcome.terminated { 0.0 } else { values[outcome.next_state] };
             // q(s,a) = Σ_{s',r} p(s',r|s,a) [ r + γ V(s') ]
             action_value += outcome.probability * (outcome.reward + self.args.gamma * next_value);
         }
@@ -138,20 +175,22 @@ impl PolicyIteration {
     /// One sweep of policy evaluation. Returns the largest change of a value.
     ///
     /// A new value takes the old one's place at once, so that later states of the same sweep profit
-    /// from it: that converges to the same V as sweeps from a copy, usually sooner, and in half the
-    /// memory (Sutton & Barto, section 4.1).
+    /// from it: that converges to the same V as sweeps from a copy (`--synchronous`), usually sooner
+    /// (Sutton & Barto, section 4.1).
     fn sweep(&mut self) -> f64 {
+        let before = self.values.clone();
         let mut largest_change: f64 = 0.0;
-        for state in 0..self.values.len() {
+        for state in 0..before.len() {
+            let values = if self.args.synchronous { &before } else { &self.values };
             // V(s) ← Σ_a π(a|s) q(s,a)
             let mut value = 0.0;
-            for action in 0..self.num_actions {
+            for action in 0..self.model.outcomes[state].len() {
                 let probability = self.probability(state, action);
                 if probability > 0.0 {
-                    value += probability * self.action_value(state, action);
+                    value += probability * self.action_value(values, state, action);
                 }
             }
-            largest_change = largest_change.max((value - self.values[state]).abs());
+            largest_change = largest_change.max((value - before[state]).abs());
             self.values[state] = value;
         }
         largest_change
@@ -178,13 +217,13 @@ impl PolicyIteration {
         for state in 0..self.values.len() {
             // π(s) ← argmax_a q(s,a)
             let (mut best, mut best_value) = (0, f64::NEG_INFINITY);
-            for action in 0..self.num_actions {
-                let value = self.action_value(state, action);
+            for action in 0..self.model.outcomes[state].len() {
+                let value = self.action_value(&self.values, state, action);
                 if value > best_value {
                     (best, best_value) = (action, value);
                 }
             }
-            let current = self.action(state).map(|action| self.action_value(state, action));
+            let current = self.action(state).map(|action| self.action_value(&self.values, state, action));
             if current.is_none_or(|current_value| best_value > current_value + self.args.theta) {
                 self.set_action(state, best);
                 improvement.changes += 1;
@@ -243,7 +282,7 @@ fn train(args: Args) -> Result<()> {
     let env = envs::make(&args.run.env_id)?;
     let Some(model) = env.model() else {
         let has_model = |entry: &envs::Registration| (entry.make)().is_ok_and(|env| env.model().is_some());
-        let registered = envs::toy_text::registered();
+        let registered = [envs::toy_text::registered(), envs::textbook::registered()].concat();
         let known = registered.iter().filter(|entry| has_model(entry)).map(|entry| entry.id);
         return invalid(format!(
             "--env-id {}: policy_iteration needs a transition model, this environment has none; those that do: {}",
@@ -252,13 +291,15 @@ fn train(args: Args) -> Result<()> {
         ));
     };
     let max_episode_steps = env.spec().episode_limit();
-    let mut iteration = PolicyIteration::new(model, &args);
+    let mut iteration = PolicyIteration::new(model, &args)?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut changes = iteration.values.len(); // states in which the last improvement changed the policy
     let mut stable = false; // neither V nor π moves any more
+    let total_improvements = args.total_improvements.unwrap_or(usize::MAX);
+    let mut improvements = 0; // so far
     let mut global_step = 0; // sweeps so far
-    while global_step < run.total_timesteps && !stable {
+    while global_step < run.total_timesteps && improvements < total_improvements && !stable {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
@@ -266,6 +307,7 @@ fn train(args: Args) -> Result<()> {
                 ("values", &mut iteration.values),
                 ("changes", &mut changes),
                 ("stable", &mut stable),
+                ("improvements", &mut improvements),
             ],
         )?;
 
@@ -279,6 +321,7 @@ fn train(args: Args) -> Result<()> {
         let (sweeps, settled) = iteration.evaluate(max_sweeps.min(run.total_timesteps - global_step));
         global_step += sweeps;
         let improvement = iteration.improve();
+        improvements += 1;
         changes = improvement.changes;
         stable = settled && changes == 0;
 
@@ -286,7 +329,7 @@ fn train(args: Args) -> Result<()> {
         run.log(global_step, "charts/policy_changes", changes as f64)?;
         run.log(global_step, "losses/bellman_residual", improvement.bellman_residual)?;
     }
-    if !stable && !run.eval_only() {
+    if !stable && improvements < total_improvements && !run.eval_only() {
         eprintln!(
             "not stable after {global_step} sweeps: allow more with --total-timesteps, or discount with --gamma below 1"
         );

@@ -9,7 +9,7 @@ const MANY: usize = 200_000;
 /// Policy iteration on `model` with these flags.
 fn iteration(model: &TransitionModel, flags: &[&str]) -> PolicyIteration {
     let argv = ["policy_iteration"].iter().chain(flags).map(Into::into);
-    PolicyIteration::new(model, &cli::parse_from(argv).unwrap())
+    PolicyIteration::new(model, &cli::parse_from(argv).unwrap()).unwrap()
 }
 
 /// Evaluates and improves until neither changes anything. Returns how many improvements did.
@@ -43,31 +43,9 @@ fn certain(next_state: usize, reward: f64, terminated: bool) -> Vec<Outcome> {
     vec![Outcome { probability: 1.0, next_state, reward, terminated }]
 }
 
-/// Example 4.1: a 4 × 4 grid, −1 a step, the first and the last field end the episode.
-fn gridworld() -> TransitionModel {
-    let step = |state: usize, action: usize| {
-        let (row, column) = (state / 4, state % 4);
-        let (row, column) = match action {
-            0 => (row.saturating_sub(1), column),
-            1 => ((row + 1).min(3), column),
-            2 => (row, (column + 1).min(3)),
-            _ => (row, column.saturating_sub(1)),
-        };
-        let next_state = row * 4 + column;
-        match state {
-            0 | 15 => certain(state, 0.0, true),
-            _ => certain(next_state, -1.0, next_state == 0 || next_state == 15),
-        }
-    };
-    TransitionModel {
-        outcomes: (0..16).map(|state| (0..4).map(|action| step(state, action)).collect()).collect(),
-        initial: vec![1.0 / 16.0; 16],
-    }
-}
-
 #[test]
 fn the_random_policys_values_on_the_gridworld_are_the_books() {
-    let mut iteration = iteration(&gridworld(), &["--gamma=1", "--theta=1e-12"]);
+    let mut iteration = iteration(&model_of("Gridworld-v0"), &["--gamma=1", "--theta=1e-12"]);
     assert!(iteration.evaluate(MANY).1);
     // Figure 4.1, k = ∞.
     let book = [0, -14, -20, -22, -14, -18, -20, -20, -20, -20, -18, -14, -22, -20, -14, 0];
@@ -79,9 +57,44 @@ fn the_random_policys_values_on_the_gridworld_are_the_books() {
     let optimal = [0, -1, -2, -3, -1, -2, -3, -2, -2, -3, -2, -1, -3, -2, -1, 0].map(f64::from);
     iteration.evaluate(MANY);
     assert_eq!(iteration.values, optimal);
-    assert_eq!(iteration.value_start(), optimal.iter().sum::<f64>() / 16.0);
+    assert_close(iteration.value_start(), -2.0, 1e-12);
     // Value iteration reaches the same.
-    assert_eq!(solve(&gridworld(), 1.0, 1).values, optimal);
+    assert_eq!(solve(&model_of("Gridworld-v0"), 1.0, 1).values, optimal);
+}
+
+#[test]
+fn sweeps_from_a_copy_are_the_books_one_by_one() {
+    let mut iteration = iteration(&model_of("Gridworld-v0"), &["--gamma=1", "--synchronous"]);
+    // Figure 4.1: the first two rows after one, two, three and ten sweeps.
+    let book = [
+        (1, [0.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0, -1.0]),
+        (2, [0.0, -1.75, -2.0, -2.0, -1.75, -2.0, -2.0, -2.0]),
+        (3, [0.0, -2.4375, -2.9375, -3.0, -2.4375, -2.875, -3.0, -2.9375]),
+        (10, [0.0, -6.1, -8.4, -9.0, -6.1, -7.7, -8.4, -8.4]),
+    ];
+    let mut sweeps = 0;
+    for (k, wanted) in book {
+        while sweeps < k {
+            iteration.sweep();
+            sweeps += 1;
+        }
+        for (state, wanted) in wanted.into_iter().enumerate() {
+            assert_close(iteration.values[state], wanted, if k < 10 { 1e-12 } else { 0.05 });
+            assert_close(iteration.values[15 - state], iteration.values[state], 1e-12);
+        }
+    }
+}
+
+#[test]
+fn states_may_have_fewer_actions_than_others() {
+    let mut iteration = iteration(&model_of("MaximizationBias-v0"), &["--gamma=1"]);
+    assert_eq!([0, 1, 2].map(|action| iteration.probability(0, action)), [0.5, 0.5, 0.0]);
+    assert_eq!(iteration.probability(1, 9), 0.1);
+    iteration.evaluate(MANY);
+    assert_close(iteration.values[0], -0.05, 1e-12);
+    assert_eq!(iteration.expected_episode(10).1, 1.5);
+    iteration.improve();
+    assert_eq!(iteration.action(0), Some(1));
 }
 
 #[test]
@@ -135,66 +148,10 @@ fn the_values_that_it_ends_with_are_optimal_up_to_theta() {
     assert!(worst > 0.01, "no θ was coarse: {worst}");
 }
 
-/// Poisson probabilities of 0 to 199.
-fn poisson(mean: f64) -> Vec<f64> {
-    let mut probabilities = vec![(-mean).exp()];
-    for n in 1..200 {
-        probabilities.push(probabilities[n - 1] * mean / n as f64);
-    }
-    probabilities
-}
-
-/// One location's day, from `cars` in the morning: the distribution of the cars in the evening
-/// `[21]` and the expected income, 10 a car.
-fn rental_day(cars: usize, requests: &[f64], returns: &[f64]) -> (Vec<f64>, f64) {
-    let (mut evening, mut income) = (vec![0.0; 21], 0.0);
-    for (request, p_request) in requests.iter().enumerate() {
-        let rented = request.min(cars);
-        income += 10.0 * p_request * rented as f64;
-        for (returned, p_returned) in returns.iter().enumerate() {
-            evening[(cars - rented + returned).min(20)] += p_request * p_returned;
-        }
-    }
-    (evening, income)
-}
-
-/// Example 4.2: state `21 · (cars at the first location) + (cars at the second)`, action
-/// `5 + (cars moved overnight from the first to the second)`.
-fn car_rental() -> TransitionModel {
-    let days = |requests: f64, returns: f64| -> Vec<(Vec<f64>, f64)> {
-        let (requests, returns) = (poisson(requests), poisson(returns));
-        (0..21).map(|cars| rental_day(cars, &requests, &returns)).collect()
-    };
-    let (first, second) = (days(3.0, 3.0), days(4.0, 2.0));
-    let outcomes_of = |state: usize, action: usize| -> Vec<Outcome> {
-        let (cars1, cars2, moved) = ((state / 21) as i32, (state % 21) as i32, action as i32 - 5);
-        if moved > cars1 || -moved > cars2 {
-            // There are not so many cars to move: no action that a policy may take.
-            return certain(state, -1e6, true);
-        }
-        let (evening1, income1) = &first[(cars1 - moved).min(20) as usize];
-        let (evening2, income2) = &second[(cars2 + moved).min(20) as usize];
-        let reward = income1 + income2 - 2.0 * f64::from(moved.abs());
-        let mut outcomes = Vec::with_capacity(441);
-        for (next1, p1) in evening1.iter().enumerate() {
-            for (next2, p2) in evening2.iter().enumerate() {
-                let (probability, next_state) = (p1 * p2, next1 * 21 + next2);
-                outcomes.push(Outcome { probability, next_state, reward, terminated: false });
-            }
-        }
-        outcomes
-    };
-    TransitionModel {
-        outcomes: (0..441).map(|state| (0..11).map(|action| outcomes_of(state, action)).collect()).collect(),
-        initial: vec![1.0 / 441.0; 441],
-    }
-}
-
 #[test]
 fn jacks_car_rental_takes_four_improvements() {
-    let model = car_rental();
-    let mut iteration = iteration(&model, &["--gamma=0.9"]);
-    (0..441).for_each(|state| iteration.set_action(state, 5)); // no car is moved
+    // Begins with the policy that moves no car.
+    let mut iteration = iteration(&model_of("CarRental-v0"), &["--gamma=0.9", "--initial-action=5"]);
     let improvements = iterate(&mut iteration, MANY);
     // Figure 4.2: π₄ is optimal.
     assert_eq!(improvements, 4);
@@ -209,22 +166,7 @@ fn jacks_car_rental_takes_four_improvements() {
 
 #[test]
 fn the_gambler_reaches_the_goal_with_the_books_probability() {
-    // Example 4.3: capital 1 to 99, heads with probability 0.4; action a stakes a + 1 at most.
-    let outcomes_of = |capital: usize, action: usize| -> Vec<Outcome> {
-        if capital == 0 || capital == 100 {
-            return certain(capital, 0.0, true);
-        }
-        let stake = (action + 1).min(capital).min(100 - capital);
-        let outcome = |probability: f64, next_state: usize| {
-            let reward = if next_state == 100 { 1.0 } else { 0.0 };
-            Outcome { probability, next_state, reward, terminated: next_state == 0 || next_state == 100 }
-        };
-        vec![outcome(0.4, capital + stake), outcome(0.6, capital - stake)]
-    };
-    let model = TransitionModel {
-        outcomes: (0..=100).map(|s| (0..50).map(|a| outcomes_of(s, a)).collect()).collect(),
-        initial: vec![0.0; 101],
-    };
+    let model = model_of("Gambler-v0");
     let values = solve(&model, 1.0, 1).values;
     assert_close(values[50], 0.4, 1e-9);
     // All or nothing twice: v(25) = 0.4 v(50), v(75) = 0.4 + 0.6 v(50).

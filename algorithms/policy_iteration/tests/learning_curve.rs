@@ -30,6 +30,9 @@ fn refuses_bad_input() {
     let with_models = "FrozenLake-v1, FrozenLake-v1-deterministic, FrozenLake8x8-v1";
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "transition model", with_models]);
     refuses(&["--env-id", "Blackjack-v1"], &["Blackjack-v1", "transition model", "Taxi-v4"]);
+    refuses(&["--env-id", "CartPole-v1"], &["Gridworld-v0, CarRental-v0, Gambler-v0"]);
+    refuses(&["--initial-action", "4"], &["--initial-action 4", "0 to 3"]);
+    refuses(&["--total-improvements", "0"], &["'0'", "--total-improvements", "at least 1"]);
     refuses(&["--gamma", "1.01"], &["'1.01'", "--gamma", "0 to 1"]);
     refuses(&["--theta", "0"], &["'0'", "--theta", "above 0"]);
     refuses(&["--evaluation-sweeps", "-1"], &["-1"]);

@@ -32,6 +32,53 @@ fn table(recording: &Recording, name: &str) -> Vec<f64> {
     recording.floats(name).into_iter().map(f64::from).collect()
 }
 
+/// Of `runs` runs on the textbook's example 6.7, the share whose first action goes left in episodes 20,
+/// 100 and 300.
+fn shares_of_left(flags: &[&str], runs: u64) -> [f64; 3] {
+    let args = args(&[&["--learning-rate=0.1"], flags].concat());
+    let env = envs::make("MaximizationBias-v0").unwrap();
+    let actions: Vec<usize> = env.model().unwrap().outcomes.iter().map(Vec::len).collect();
+    let mut shares = [0.0; 3];
+    for seed in 0..runs {
+        let mut envs = VecEnv::make("MaximizationBias-v0", 1, seed).unwrap();
+        let (mut q, mut rng) = (QLearning::new(3, 10, &args), learner_rng(seed));
+        q.actions = actions.clone();
+        let mut episodes = 0;
+        while episodes < 300 {
+            let state = envs.observations()[0] as usize;
+            let action = q.act(state, 0.1, &mut rng);
+            if let Some(i) = [20, 100, 300].iter().position(|&counted| counted == episodes + 1)
+                && (state, action) == (0, 0)
+            {
+                shares[i] += 1.0 / runs as f64;
+            }
+            envs.step(&[action as u32]).unwrap();
+            episodes += envs.episodes().len();
+            let step = Transition::last(state, action, &envs);
+            match args.double {
+                true => q.update_double(&step, rng.random(), &mut rng),
+                false => q.update(&step),
+            };
+        }
+    }
+    shares
+}
+
+#[test]
+fn the_largest_of_noisy_estimates_misleads_one_table_and_not_two() {
+    // Figure 6.5, computed with other code over 10,000 runs.
+    let runs = 3000;
+    for (flags, wanted) in [(&[][..], [0.94, 0.46, 0.121]), (&["--double"][..], [0.29, 0.096, 0.067])] {
+        for (share, wanted) in shares_of_left(flags, runs).into_iter().zip(wanted) {
+            let std_error = (wanted * (1.0 - wanted) * (1.0 / runs as f64 + 1.0 / 10_000.0)).sqrt();
+            assert!(
+                (share - wanted).abs() < 3.0 * std_error,
+                "{flags:?}: {share}, expected {wanted} ± {std_error}"
+            );
+        }
+    }
+}
+
 #[test]
 fn recorded_update_of_q_learning() {
     let mut recording = Recording::open("q_learning");

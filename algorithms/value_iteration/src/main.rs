@@ -217,8 +217,8 @@ fn train(args: Args) -> Result<()> {
         );
     }
 
-    run.save_or_load_model(&mut [("values", &mut iteration.values as _)])?;
-    let policy = iteration.greedy_policy();
+    let mut policy: Vec<f64> = iteration.greedy_policy().into_iter().map(|action| action as f64).collect();
+    run.save_or_load_model(&mut [("values", &mut iteration.values as _), ("policy", &mut policy as _)])?;
     run.evaluate(|observations| {
         Ok(observations.iter().map(|&state| policy[state as usize] as u32).collect())
     })?;

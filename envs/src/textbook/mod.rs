@@ -6,6 +6,7 @@ mod continuous_cartpole;
 mod gambler;
 mod gridworld;
 mod linear_system;
+mod maximization_bias;
 mod maze;
 mod mountain_car;
 mod partial_pendulum;
@@ -20,6 +21,7 @@ pub use continuous_cartpole::ContinuousCartPole;
 pub use gambler::Gambler;
 pub use gridworld::Gridworld;
 pub use linear_system::LinearSystem;
+pub use maximization_bias::MaximizationBias;
 pub use maze::{ChangingMaze, Maze};
 pub use mountain_car::MountainCarTextbook;
 pub use partial_pendulum::PartialPendulum;
@@ -51,6 +53,7 @@ pub fn registered() -> Vec<Registration> {
             id: "WindyGridworld-v0-stochastic",
             make: || limited(WindyGridworld::new(Moves::KingsInVaryingWind)),
         },
+        Registration { id: "MaximizationBias-v0", make: || limited(MaximizationBias::new()) },
         Registration { id: "DynaMaze-v0", make: || limited(Maze::dyna()) },
         Registration { id: "BlockingMaze-v0", make: || limited(ChangingMaze::blocking()) },
         Registration { id: "ShortcutMaze-v0", make: || limited(ChangingMaze::shortcut()) },
