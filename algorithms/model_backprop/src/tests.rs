@@ -205,7 +205,7 @@ fn the_losses_are_means_over_the_batch_of_normalised_errors() {
 
 #[test]
 fn the_gradient_is_that_of_the_whole_imagined_rollout() {
-    // In a line s' = s + a, r = −s², with a normaliser that must not be forgotten: central differences.
+    // In a line s' = s + a, r = −s², which no action changes but by way of the states: central differences.
     let learner = small(&["--gamma=0.9"]);
     let world = |s: &Tensor, a: &Tensor| {
         let moved = s.broadcast_add(a)?;
@@ -221,6 +221,7 @@ fn the_gradient_is_that_of_the_whole_imagined_rollout() {
     let gradient = learner.actor.parameters.gradients(&returns.sum_all().unwrap()).unwrap();
     let before = learner.actor.parameters.values().unwrap();
     let largest = (0..before.len()).max_by(|&i, &j| gradient[i].abs().total_cmp(&gradient[j].abs())).unwrap();
+    assert!(gradient[largest].abs() > 0.1, "{}", gradient[largest]);
     let at = |shift: f32| {
         let mut values = before.clone();
         values[largest] += shift;

@@ -36,7 +36,7 @@
 //! of policies not long past: with `--buffer-size 50000` two seeds of two ended near 345
 //! after 100,000 steps.
 //!
-//! Run `cargo run -p off_policy_actor_critic`: 500 on CartPole-v1 with each of twelve seeds, after 150,000 steps
+//! Run `cargo run -p off_policy_actor_critic`: 500 on CartPole-v1 with each of 15 seeds, after 150,000 steps
 //! in ten seconds (475 is the return at which Gymnasium registers it as solved).
 
 use anyhow::Result;
