@@ -255,6 +255,9 @@ impl PolicyIteration {
             for (state, actions) in self.model.outcomes.iter().enumerate() {
                 for (action, outcomes) in actions.iter().enumerate() {
                     let both = distribution[state] * self.probability(state, action); // d_t(s) π(a|s)
+                    if both == 0.0 {
+                        continue; // most actions are never taken, and there may be millions of outcomes
+                    }
                     for outcome in outcomes {
                         expected_return += both * outcome.probability * outcome.reward;
                         if !outcome.terminated {
