@@ -81,10 +81,10 @@ struct Args {
     #[arg(long, value_enum, default_value_t = Critic::Gtd)]
     critic: Critic,
     /// Step size of the actor, α_u, divided by the number of tilings and one
-    #[arg(long, default_value_t = 1.0, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 0.3, value_parser = cli::non_negative)]
     policy_lr: f64,
     /// Step size of the critic, α_v, divided by the number of tilings and one
-    #[arg(long, default_value_t = 0.05, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     value_lr: f64,
     /// Step size of the critic's correction, α_w, divided by the number of tilings and one
     #[arg(long, default_value_t = 0.0001, value_parser = cli::non_negative)]
@@ -96,10 +96,10 @@ struct Args {
     #[arg(long, default_value_t = 0.0, value_parser = cli::unit_interval)]
     lambda: f64,
     /// Grids of tiles, m; 0 takes the observation itself as features
-    #[arg(long, default_value_t = 10)]
+    #[arg(long, default_value_t = 16)]
     tilings: usize,
     /// Tiles of a grid along each dimension of the observation
-    #[arg(long, default_value_t = 10, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 8, value_parser = cli::positive)]
     tiles: usize,
     /// First weights of each action's preference, for each feature the same [default: all 0]
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_parser = cli::finite)]

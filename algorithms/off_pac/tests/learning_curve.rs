@@ -44,12 +44,12 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(OFF_PAC, args, mentions);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations", "Discrete(16)"]);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
-    refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "--tilings 10", "bounded"]);
+    refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "--tilings 16", "bounded"]);
     refuses(&["--env-id", "MinAtar/Breakout-v1"], &["MinAtar/Breakout-v1", "400 numbers", "too many"]);
     refuses(&["--behaviour", "1,1"], &["--behaviour", "2 numbers", "3 actions"]);
     refuses(&["--behaviour", "1,0,1"], &["'0'", "--behaviour"]);
     refuses(&["--initial-preferences", "1,2"], &["--initial-preferences", "2 numbers", "3 actions"]);
-    refuses(&["--initial-values", "1,2"], &["--initial-values", "2 numbers", "1211 features"]);
+    refuses(&["--initial-values", "1,2"], &["--initial-values", "2 numbers", "1297 features"]);
     refuses(&["--critic", "q"], &["'q'", "--critic", "gtd-as-printed"]);
     refuses(&["--lambda", "1.5"], &["'1.5'", "--lambda", "0 to 1"]);
     refuses(&["--tiles", "0"], &["'0'", "--tiles", "at least 1"]);

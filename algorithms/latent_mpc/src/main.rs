@@ -1,0 +1,450 @@
+//! # Model-predictive control in a latent space (latent MPC)
+//!
+//! The latent-space models of Levine's CS285 (lecture notes, section 5.3.4 and algorithm 26), after Watter,
+//! Springenberg, Boedecker & Riedmiller (2015), "Embed to control", arXiv:1506.07365.
+//!
+//! Often what is seen is not the state: the pendulum's angle says nothing of its velocity. So four models
+//! are learned together: an encoder makes a latent state z of the last few observations o, a dynamics model
+//! goes from one to the next, a reward model says what an action earns there, and an observation model
+//! (decoder) gives the observations back. Actions are planned in z by the cross-entropy method (`cem`
+//! explains it), anew after every step, and what they lead to improves the models.
+//!
+//! With Gaussians of unit variance the negative logarithm of the likelihood, without its constants, is
+//!
+//! ```text
+//! L = E[ ½ ‖o − ô(z)‖² + ½ (r − r̂(z, a))² + ½ ‖z' − f(z, a)‖² ]        z = g(o), z' = g(o')
+//! ```
+//!
+//! and its gradient flows through z' too. With `--stochastic` the encoder is a normal distribution q(z|o),
+//! the dynamics model is one too, p(z'|z, a), and
+//!
+//! ```text
+//! L = E[ ½ ‖o − ô(z)‖² + ½ ‖o' − ô(z')‖² + ½ (r − r̂(z, a))²        z ~ q(·|o), z' ~ q(·|o')
+//!        + KL( q(·|o') ‖ p(·|z, a) ) + β KL( q(·|o) ‖ N(0, I) ) ]
+//! ```
+//!
+//! A plan for H steps is to maximise Σ_k r̂(z_k, a_k) with z_0 = g(o), z_{k+1} = f(z_k, a_k), or the means.
+//!
+//! Deviations: o is the newest observation and how it differs from those before it, enlarged; the dynamics
+//! model predicts z' − z (Nagabandi et al. 2018, arXiv:1708.02596), Embed to control's is locally linear and
+//! its planner iLQR. Plans know of no end of an episode: the models have none.
+//!
+//! Run `cargo run -p latent_mpc`: −300 or more on PartialPendulum-v0, Pendulum-v1 without its velocity, after
+//! 3,000 steps (−137 is the best possible with it, by dynamic programming; random actions reach −1236; PPO
+//! with an LSTM −218 after 100,000: rl-baselines3-zoo). `reconstructions.png` shows the last steps.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use clap::Parser;
+use common::cli::{self, RunArgs};
+use common::envs::wrappers::{FrameStack, RescaleAction};
+use common::envs::{self, Env, Rng, VecEnv, learner_rng};
+use common::nn::{Adam, Linear, VarBuilder, VarMap, linear};
+use common::plot::{Chart, Curve};
+use common::run::Run;
+use rand::RngExt;
+use rand_distr::{Distribution, StandardNormal};
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+use std::process::ExitCode;
+
+/// The planning of the evaluation draws from this seed's stream, apart from the training.
+const EVALUATION_SEED: u64 = 0x5EED_0E7A;
+
+/// Model-predictive control with models of what is seen: encoder, dynamics, reward and observations
+#[derive(Parser, Serialize, Debug, Clone)]
+#[command(version)]
+#[command(mut_arg("env_id", |arg| arg.default_value("PartialPendulum-v0")))]
+#[command(mut_arg("total_timesteps", |arg| arg.default_value("3000")))]
+struct Args {
+    #[command(flatten)]
+    #[serde(flatten)]
+    run: RunArgs,
+    /// How many observations the encoder sees
+    #[arg(long, default_value_t = 2, value_parser = cli::positive)]
+    window: usize,
+    /// What differences between observations are multiplied by, to count as much as observations do
+    #[arg(long, default_value_t = 10.0, value_parser = cli::above_zero)]
+    difference_scale: f64,
+    /// Size of the latent state
+    #[arg(long, default_value_t = 4, value_parser = cli::positive)]
+    latent_size: usize,
+    /// Size of both hidden layers of each model
+    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
+    hidden_size: usize,
+    /// Encoder and dynamics are distributions
+    #[arg(long, default_value_t = false)]
+    stochastic: bool,
+    /// Weight of the prior on a stochastic encoder, β
+    #[arg(long, default_value_t = 0.01, value_parser = cli::non_negative)]
+    beta: f64,
+    /// The dynamics model predicts by how much the latent state changes
+    #[arg(long, default_value_t = true)]
+    predict_differences: bool,
+    /// Step size of Adam, falling linearly to zero
+    #[arg(long, default_value_t = 2e-3, value_parser = cli::non_negative)]
+    learning_rate: f64,
+    /// Transitions drawn for one update
+    #[arg(long, default_value_t = 128, value_parser = cli::positive)]
+    batch_size: usize,
+    /// Environment steps with random actions at first
+    #[arg(long, default_value_t = 1000, value_parser = cli::positive)]
+    learning_starts: usize,
+    /// Updates for each step; those of the random steps are made up for at their end
+    #[arg(long, default_value_t = 4, value_parser = cli::positive)]
+    updates: usize,
+    /// Steps that a plan looks ahead, H
+    #[arg(long, default_value_t = 15, value_parser = cli::positive)]
+    horizon: usize,
+    /// Plans tried in each round, N
+    #[arg(long, default_value_t = 32, value_parser = cli::positive)]
+    population: usize,
+    /// The best of them, to which the distribution is refitted, M
+    #[arg(long, default_value_t = 6, value_parser = cli::positive)]
+    elites: usize,
+    /// Rounds for each action
+    #[arg(long, default_value_t = 2, value_parser = cli::positive)]
+    iterations: usize,
+}
+
+/// Two hidden layers of rectified linear units. All four models are one of these.
+struct Mlp {
+    hidden1: Linear, // [inputs] → [hidden_size]
+    hidden2: Linear, // → [hidden_size]
+    output: Linear,  // → [outputs]
+}
+
+impl Mlp {
+    fn new(inputs: usize, hidden_size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            hidden1: linear(inputs, hidden_size, vb.pp("hidden1"))?,
+            hidden2: linear(hidden_size, hidden_size, vb.pp("hidden2"))?,
+            output: linear(hidden_size, outputs, vb.pp("output"))?,
+        })
+    }
+
+    /// `[batch, inputs]` to `[batch, outputs]`.
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = self.hidden1.forward_relu(x)?;
+        let x = self.hidden2.forward_relu(&x)?;
+        Ok(self.output.forward(&x)?)
+    }
+}
+
+/// Diagonal normal distributions over latent states.
+struct Gaussian {
+    mean: Tensor,    // μ, [batch, latent_size]
+    log_std: Tensor, // ln σ, [batch, latent_size]
+}
+
+impl Gaussian {
+    /// z = μ + σ ε, `[batch, latent_size]`
+    fn sample(&self, noise: &Tensor) -> Result<Tensor> {
+        Ok((&self.mean + (self.log_std.exp()? * noise)?)?)
+    }
+
+    /// E[ KL( self ‖ other ) ]: the sum over dimensions, the mean over rows. Of unit variances it is
+    /// E[ ½ ‖μ − μ'‖² ].
+    fn kl(&self, other: &Self) -> Result<Tensor> {
+        // KL = Σ ½ ( σ²/σ'² + (μ − μ')²/σ'² − 1 ) − ln σ/σ'
+        let log_ratio = (&self.log_std - &other.log_std)?; // ln σ/σ'
+        let distance = ((&self.mean - &other.mean)? / other.log_std.exp()?)?;
+        let rows = (((&log_ratio * 2.0)?.exp()? + distance.sqr()?)?.affine(0.5, -0.5)? - log_ratio)?;
+        Ok(rows.sum(1)?.mean_all()?)
+    }
+}
+
+/// Every transition.
+#[derive(Serialize, Deserialize, Default)]
+struct ReplayBuffer {
+    observations: Vec<f32>,      // stacked, [len, window · dim]
+    actions: Vec<f32>,           // a, [len, action_dim]
+    rewards: Vec<f32>,           // r, [len]
+    next_observations: Vec<f32>, // stacked, an episode's true last one at its end, [len, window · dim]
+}
+
+/// Some of them: o, a, r `[batch, 1]` and o', the observations still stacked.
+type Batch = [Tensor; 4];
+
+impl ReplayBuffer {
+    /// Stores the step that `envs`, a single environment, has just made.
+    fn store(&mut self, observation: &[f32], action: &[f32], envs: &VecEnv) {
+        self.observations.extend_from_slice(observation);
+        self.actions.extend_from_slice(action);
+        self.rewards.extend_from_slice(envs.rewards());
+        // Easy to miss: after an episode's end `envs.observations()` are the next one's.
+        self.next_observations.extend_from_slice(envs.final_observations());
+    }
+
+    /// The transitions `rows`.
+    fn select(&self, rows: &[usize], device: &Device) -> Result<Batch> {
+        let gather = |column: &[f32]| {
+            let width = column.len() / self.rewards.len();
+            let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
+            Tensor::from_vec(values.copied().collect(), (rows.len(), width), device)
+        };
+        let (o, next_o) = (gather(&self.observations)?, gather(&self.next_observations)?);
+        Ok([o, gather(&self.actions)?, gather(&self.rewards)?, next_o])
+    }
+}
+
+/// What [`LatentMpc::update`] returns: the terms of L, the prior's without β, and L.
+const LOSSES: [&str; 5] = ["observation_loss", "reward_loss", "dynamics_loss", "prior_loss", "loss"];
+
+/// The four models, how they learn, and planning with them. Actions are in units of their bounds: [-1, 1].
+struct LatentMpc {
+    encoder: Mlp,       // o to z; or μ and ln σ, [latent_size] each
+    dynamics: Mlp,      // (z, a) to the same
+    reward: Mlp,        // (z, a) to r̂, [1]
+    decoder: Mlp,       // z to ô
+    parameters: VarMap, // of all four
+    optimizer: Adam,    // of all four
+    action_dim: usize,
+    args: Args,
+    device: Device,
+}
+
+impl LatentMpc {
+    fn new((observation_dim, action_dim): (usize, usize), args: &Args) -> Result<Self> {
+        let device = args.run.device()?;
+        let parameters = VarMap::new(args.run.seed);
+        let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
+        let model = |inputs, outputs, name| Mlp::new(inputs, args.hidden_size, outputs, vb.pp(name));
+        let (z, za) = (args.latent_size, args.latent_size + action_dim);
+        let heads = if args.stochastic { 2 * z } else { z };
+        Ok(Self {
+            encoder: model(observation_dim, heads, "encoder")?,
+            dynamics: model(za, heads, "dynamics")?,
+            reward: model(za, 1, "reward")?,
+            decoder: model(z, observation_dim, "decoder")?,
+            optimizer: Adam::new(&parameters, args.learning_rate)?,
+            parameters,
+            action_dim,
+            args: args.clone(),
+            device,
+        })
+    }
+
+    /// o: stacked observations, oldest first, to the newest and its differences from the others, enlarged,
+    /// `[batch, window · dim]` both.
+    fn observe(&self, stacked: &Tensor) -> Result<Tensor> {
+        let (window, scale) = (self.args.window, self.args.difference_scale);
+        let frames = stacked.reshape((stacked.dim(0)?, window, ()))?;
+        let newest = frames.narrow(1, window - 1, 1)?;
+        let differences = (newest.broadcast_sub(&frames.narrow(1, 0, window - 1)?)? * scale)?;
+        Ok(Tensor::cat(&[newest, differences], 1)?.flatten_from(1)?)
+    }
+
+    /// What encoder or dynamics model say of z. Without `--stochastic`, with unit variance.
+    fn gaussian(&self, model: &Mlp, x: &Tensor) -> Result<Gaussian> {
+        let outputs = model.forward(x)?;
+        if self.args.stochastic {
+            let heads = outputs.chunk(2, 1)?;
+            return Ok(Gaussian { mean: heads[0].clone(), log_std: heads[1].clone() });
+        }
+        Ok(Gaussian { log_std: outputs.zeros_like()?, mean: outputs })
+    }
+
+    /// p(z'|z, a) and r̂(z, a), `[batch, 1]`.
+    fn predict(&self, z: &Tensor, actions: &Tensor) -> Result<(Gaussian, Tensor)> {
+        let za = Tensor::cat(&[z, actions], 1)?; // [batch, latent_size + action_dim]
+        let mut next = self.gaussian(&self.dynamics, &za)?;
+        if self.args.predict_differences {
+            next.mean = (next.mean + z)?;
+        }
+        Ok((next, self.reward.forward(&za)?))
+    }
+
+    /// One step of all four models down L, with standard normal `noise` `[2, batch, latent_size]` for z and
+    /// z'. Returns [`LOSSES`] from before it.
+    fn update(&mut self, batch: &Batch, noise: &Tensor) -> Result<[f32; 5]> {
+        let [o, actions, rewards, next_o] = batch;
+        let (o, next_o) = (self.observe(o)?, self.observe(next_o)?);
+        let (q, next_q) = (self.gaussian(&self.encoder, &o)?, self.gaussian(&self.encoder, &next_o)?);
+        let z = if self.args.stochastic { q.sample(&noise.get(0)?)? } else { q.mean.clone() };
+        let (next, predicted_reward) = self.predict(&z, actions)?;
+        // E[ ½ ‖o − ô(z)‖² ]: the sum over dimensions, the mean over rows
+        let square = |x: Tensor| -> Result<Tensor> { Ok((x.sqr()?.sum(1)?.mean_all()? * 0.5)?) };
+        let mut observation_loss = square((o - self.decoder.forward(&z)?)?)?;
+        let reward_loss = square((rewards - predicted_reward)?)?; // E[ ½ (r − r̂(z, a))² ]
+        // E[ KL( q(·|o') ‖ p(·|z, a) ) ], of unit variances E[ ½ ‖z' − f(z, a)‖² ]. Nothing is detached: the
+        // encoder is to find latent states that can be predicted.
+        let dynamics_loss = next_q.kl(&next)?;
+        let zeros = q.mean.zeros_like()?; // E[ KL( q(·|o) ‖ N(0, I) ) ]
+        let prior_loss = q.kl(&Gaussian { mean: zeros.clone(), log_std: zeros })?;
+        let mut loss = (&reward_loss + &dynamics_loss)?;
+        if self.args.stochastic {
+            let next_z = next_q.sample(&noise.get(1)?)?;
+            observation_loss = (observation_loss + square((next_o - self.decoder.forward(&next_z)?)?)?)?;
+            loss = (loss + (&prior_loss * self.args.beta)?)?;
+        }
+        let loss = (loss + &observation_loss)?;
+        self.optimizer.backward_step(&loss)?;
+        let losses = [observation_loss, reward_loss, dynamics_loss, prior_loss, loss];
+        Ok(Tensor::stack(&losses, 0)?.to_vec1()?.try_into().unwrap_or_default())
+    }
+
+    /// Σ_k r̂(z_k, a_k) of each plan of `[batch, horizon, action_dim]` from z_0 `[batch, latent_size]`.
+    fn plan_returns(&self, z: Tensor, plans: &Tensor) -> Result<Vec<f32>> {
+        let (mut z, mut total) = (z, Tensor::zeros((plans.dim(0)?, 1), DType::F32, &self.device)?);
+        for k in 0..self.args.horizon {
+            let (next, reward) = self.predict(&z, &plans.narrow(1, k, 1)?.squeeze(1)?)?;
+            (z, total) = (next.mean.detach(), (total + reward)?.detach());
+        }
+        Ok(total.flatten_all()?.to_vec1()?)
+    }
+
+    /// What to do in several environments, `[num_envs, action_dim]`: the first actions of the plans that the
+    /// cross-entropy method finds, which begin with what is left of `plans` `[num_envs, horizon, action_dim]`
+    /// and replace them.
+    fn act(&self, stacked: &[f32], plans: &mut [f32], rng: &mut Rng) -> Result<Vec<f32>> {
+        let Args { horizon, population, latent_size, .. } = self.args;
+        let (size, num_envs) = (horizon * self.action_dim, plans.len() / (horizon * self.action_dim));
+        let stacked = Tensor::from_slice(stacked, (num_envs, stacked.len() / num_envs), &self.device)?;
+        // z_0 of each environment, once for each of its plans: [num_envs · population, latent_size]
+        let z = self.gaussian(&self.encoder, &self.observe(&stacked)?)?.mean.unsqueeze(1)?.detach();
+        let z = z.expand((num_envs, population, latent_size))?.reshape(((), latent_size))?;
+        for plan in plans.chunks_exact_mut(size) {
+            plan.copy_within(self.action_dim.., 0); // the last action is planned for twice
+        }
+        let mut std = vec![0.5; plans.len()]; // σ: a quarter of [-1, 1]
+        for _ in 0..self.args.iterations {
+            // Aⁱ ~ N(μ, σ²), clamped to the bounds, i = 1 … N: [num_envs, population, horizon, action_dim]
+            let noise = StandardNormal.sample_iter(&mut *rng).take(population * plans.len()).enumerate();
+            let candidates = noise.map(|(i, epsilon): (usize, f32)| {
+                let k = i / (population * size) * size + i % size; // where its μ and σ are
+                (plans[k] + std[k] * epsilon).clamp(-1.0, 1.0)
+            });
+            let candidates: Vec<f32> = candidates.collect();
+            let shape = (num_envs * population, horizon, self.action_dim);
+            let returns =
+                self.plan_returns(z.clone(), &Tensor::from_slice(&candidates, shape, &self.device)?)?;
+            for (env, returns) in returns.chunks_exact(population).enumerate() {
+                let mut elites: Vec<usize> = (0..population).collect();
+                elites.sort_by(|&i, &j| returns[j].total_cmp(&returns[i]));
+                elites.truncate(self.args.elites);
+                let n = elites.len() as f32;
+                let mean = |x: &dyn Fn(usize) -> f32| elites.iter().map(|&i| x(i)).sum::<f32>() / n;
+                for k in env * size..(env + 1) * size {
+                    // μ ← mean(elites), σ² ← variance(elites)
+                    let action = |i: usize| candidates[(env * population + i) * size + k % size];
+                    plans[k] = mean(&action);
+                    std[k] = mean(&|i| (action(i) - plans[k]).powi(2)).sqrt();
+                }
+            }
+        }
+        let actions = plans.chunks_exact(size).flat_map(|plan| &plan[..self.action_dim]);
+        Ok(actions.copied().collect())
+    }
+
+    /// Draws the first number of the observations of consecutive transitions, what the decoder makes of their
+    /// latent states, and of those that the dynamics model predicts, which begins anew every `horizon` steps.
+    fn draw_reconstructions(&self, [stacked, actions, ..]: &Batch, path: &Path) -> Result<()> {
+        let o = self.observe(stacked)?;
+        let encoded = self.gaussian(&self.encoder, &o)?.mean; // [batch, latent_size]
+        let (mut z, mut predicted) = (encoded.narrow(0, 0, 1)?, Vec::new());
+        for t in 0..o.dim(0)? {
+            if t % self.args.horizon == 0 {
+                z = encoded.narrow(0, t, 1)?;
+            }
+            predicted.push(z.clone());
+            z = self.predict(&z, &actions.narrow(0, t, 1)?)?.0.mean;
+        }
+        let reconstructed = self.decoder.forward(&encoded)?;
+        let predicted = self.decoder.forward(&Tensor::cat(&predicted, 0)?)?;
+        let mut curves = Vec::new();
+        for (label, o) in [("seen", o), ("reconstructed", reconstructed), ("predicted", predicted)] {
+            let mean: Vec<f64> = o.narrow(1, 0, 1)?.flatten_all()?.to_dtype(DType::F64)?.to_vec1()?;
+            let (xs, label) = ((0..mean.len()).map(|t| t as f64).collect(), label.to_string());
+            curves.push(Curve { label, xs, low: mean.clone(), high: mean.clone(), mean });
+        }
+        let title = &format!("Observations, and predictions of up to {} steps", self.args.horizon);
+        let (x_label, y_label) = ("step", "first number of the observation");
+        Chart { title, x_label, y_label, curves: &curves, ..Chart::default() }.draw(path)
+    }
+}
+
+fn main() -> ExitCode {
+    cli::main(train)
+}
+
+fn train(args: Args) -> Result<()> {
+    let make = |num_envs: usize, seed: u64| {
+        let env = |_| -> Result<Box<dyn Env>> {
+            let stacked = FrameStack::new(envs::make(&args.run.env_id)?, args.window)?;
+            Ok(Box::new(RescaleAction::new(stacked, -1.0, 1.0)?))
+        };
+        VecEnv::new((0..num_envs).map(env).collect::<Result<_>>()?, seed)
+    };
+    let mut envs = make(1, args.run.seed)?;
+    let (observation_dim, action_dim) = envs.spec().box_to_box("latent_mpc")?;
+    let mut agent = LatentMpc::new((observation_dim, action_dim), &args)?;
+    let mut rng = learner_rng(args.run.seed);
+    let mut buffer = ReplayBuffer::default();
+    let mut plan = vec![0.0; args.horizon * action_dim]; // [horizon, action_dim]
+    let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
+
+    let mut global_step = 0;
+    while global_step < run.total_timesteps {
+        run.resume_or_checkpoint(
+            &mut global_step,
+            &mut [
+                ("parameters", &mut agent.parameters),
+                ("optimizer", &mut agent.optimizer),
+                ("envs", &mut envs),
+                ("rng", &mut rng),
+                ("buffer", &mut buffer),
+                ("plan", &mut plan),
+            ],
+        )?;
+        // Act, at random at first and then as planned, and store what happened.
+        let observation = envs.observations().to_vec(); // [window · dim]
+        let action = if global_step < args.learning_starts {
+            (0..action_dim).map(|_| rng.random_range(-1.0..=1.0)).collect()
+        } else {
+            agent.act(&observation, &mut plan, &mut rng)?
+        };
+        envs.step(&action)?;
+        buffer.store(&observation, &action, &envs);
+        global_step += 1;
+        run.episodes(global_step, envs.episodes())?;
+        if global_step < args.learning_starts {
+            continue;
+        }
+
+        // Learn.
+        let len = buffer.rewards.len();
+        let steps = if global_step == args.learning_starts { len } else { 1 };
+        let remaining = 1.0 - (global_step - 1) as f64 / run.total_timesteps as f64;
+        agent.optimizer.learning_rate = remaining * args.learning_rate;
+        let mut losses = [0.0; 5];
+        for _ in 0..steps * args.updates {
+            let rows: Vec<usize> = (0..args.batch_size).map(|_| rng.random_range(0..len)).collect();
+            let noise = StandardNormal.sample_iter(&mut rng).take(2 * args.batch_size * args.latent_size);
+            let noise: Vec<f32> = noise.collect();
+            let noise = Tensor::from_vec(noise, (2, args.batch_size, ()), &agent.device)?;
+            losses = agent.update(&buffer.select(&rows, &agent.device)?, &noise)?;
+        }
+        if global_step.is_multiple_of(100) {
+            for (name, loss) in LOSSES.iter().zip(losses) {
+                run.log(global_step, &format!("losses/{name}"), loss)?;
+            }
+        }
+    }
+
+    run.save_or_load_model(&mut agent.parameters)?;
+    if !run.eval_only() {
+        let last: Vec<usize> = (global_step.saturating_sub(200)..global_step).collect();
+        let batch = buffer.select(&last, &agent.device)?;
+        agent.draw_reconstructions(&batch, &run.dir().join("reconstructions.png"))?;
+    }
+    let (mut rng, mut plans) = (learner_rng(args.run.seed ^ EVALUATION_SEED), Vec::new());
+    run.evaluate_on(make, |observations| {
+        plans.resize(observations.len() / observation_dim * plan.len(), 0.0);
+        agent.act(observations, &mut plans, &mut rng)
+    })?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;
