@@ -16,7 +16,7 @@
 //! backwards from V = 0, with derivatives of f and l at (x̂_t, û_t) and V at t + 1:
 //!   Q_x  = l_x  + f_xᵀ V_x        Q_u  = l_u  + f_uᵀ V_x
 //!   Q_xx = l_xx + f_xᵀ V_xx f_x   Q_uu = l_uu + f_uᵀ V_xx f_u   Q_ux = l_ux + f_uᵀ V_xx f_x
-//!   k = argmin_k ½ kᵀ (Q_uu + μ I) k + Q_uᵀ k,  low ≤ û + k ≤ high;   K = −(Q_uu + μ I)⁻¹ Q_ux
+//!   k = argmin_k ½ kᵀ (Q_uu + μ I) k + Q_uᵀ k,  low ≤ û + k ≤ high;   K = −(Q_uu + μ I)⁻¹ Q_ux, 0 at bounds
 //!   V_x  = Q_x  + Kᵀ Q_uu k + Kᵀ Q_u  + Q_uxᵀ k
 //!   V_xx = Q_xx + Kᵀ Q_uu K + Kᵀ Q_ux + Q_uxᵀ K
 //! forwards, with an expected change of the cost of α Σ kᵀ Q_u + α² Σ ½ kᵀ Q_uu k:
@@ -26,11 +26,12 @@
 //! The largest α of 1, ½, ¼, … that brings a tenth of that change is taken. μ rises where Q_uu is not
 //! positive definite or no α will do. On a linear quadratic problem the first step is the optimum.
 //!
-//! Deviations from the papers. All derivatives are differences of the environment's steps, which must not
-//! be random; the cost's Hessian loses its negative eigenvalues (an angle's square has a concave edge where
-//! it wraps); μ is multiplied and divided by ten. A plan is for a whole episode, not a receding horizon, but
-//! grows towards it, some nearly idle steps at a time: optimised at once, 200 end in poor optima, −750 or so
-//! from hanging at rest. How it grows decides how often the pendulum swings: the default ends at −295.3.
+//! Deviations from the papers. μ is added to Q_uu, where Tassa et al. (2012) add it to V_xx within Q_uu and
+//! Q_ux; it is multiplied and divided by ten; iterations end where little change is expected under the present
+//! μ. All derivatives are differences of the environment's steps, which must not be random; the cost's Hessian
+//! loses its negative eigenvalues (an angle's square has a concave edge where it wraps). A plan is for a whole
+//! episode, not a receding horizon, but grows towards it, some nearly idle steps at a time: optimised at once,
+//! 200 end at −750 or so from rest. How it grows decides how often the pendulum swings: by default −295.3.
 //!
 //! Run `cargo run -p ilqr`: about −142 on Pendulum-v1 in 5 seconds, nearly all evaluation (the optimum on a
 //! grid is −137, and −300.7 from rest; random actions −1236). It draws `convergence.png` of its first plan.
@@ -38,9 +39,7 @@
 use anyhow::{Context, Result};
 use clap::Parser;
 use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, learner_rng, rng};
-use common::gif::GifWriter;
-use common::plot::{Chart, Curve};
-use common::{Run, cli, cli::RunArgs};
+use common::{Run, cli, cli::RunArgs, gif::GifWriter, plot::Chart, plot::Curve};
 use nalgebra::{Cholesky, DMatrix, DVector};
 use rand::RngExt;
 use rand_distr::StandardNormal;
@@ -53,7 +52,7 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 /// What is paid for controls is often in single precision, whose rounding a smaller step would magnify.
 const STATE_STEP: f64 = 1.0 / 65_536.0;
 const CONTROL_STEP: f64 = 1.0 / 32.0;
-/// The least regularisation where there is any, and the one at which nothing moves any more.
+/// What regularisation begins with, and the one at which nothing moves any more.
 const MIN_REGULARISATION: f64 = 1e-6;
 const MAX_REGULARISATION: f64 = 1e8;
 
@@ -78,16 +77,16 @@ struct Args {
     /// Steps of a plan, T; where an episode is longer, another follows
     #[arg(long, default_value_t = 200, value_parser = cli::positive)]
     horizon: usize,
-    /// Steps by which a plan grows towards them before it is optimised again
+    /// Steps added to a plan before it is optimised again, until it has --horizon of them
     #[arg(long, default_value_t = 16, value_parser = cli::positive)]
     growth: usize,
-    /// Standard deviation of the random controls by which it grows
+    /// Standard deviation of the random controls that a plan begins and grows with
     #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     initial_std: f64,
-    /// Most iterations each time
+    /// Most iterations of each of these optimisations
     #[arg(long, default_value_t = 100, value_parser = cli::positive)]
     iterations: usize,
-    /// Expected change of the cost at which they end
+    /// An optimisation ends where the cost is expected to fall by less than this
     #[arg(long, default_value_t = 1e-3, value_parser = cli::above_zero)]
     tolerance: f64,
 }
@@ -154,10 +153,12 @@ impl Ilqr {
     /// f(x, u) and l(x, u).
     fn step(&mut self, x: &Vector, u: &Vector) -> Result<(Vector, f64)> {
         self.place(x)?;
-        let action: Vec<f32> = u.iter().map(|&u| u as f32).collect();
-        let step = self.model.step(Action::Continuous(&action), &mut rng(0, 0))?;
-        if step.terminated {
-            return invalid("ilqr cannot plan an episode that something but a time limit ends");
+        let (action, mut generator): (Vec<f32>, _) = (u.iter().map(|&u| u as f32).collect(), rng(0, 0));
+        let step = self.model.step(Action::Continuous(&action), &mut generator)?;
+        if generator != rng(0, 0) || step.terminated {
+            let why =
+                if step.terminated { "something but a time limit ends episodes" } else { "steps are random" };
+            return invalid(format!("--env-id {}: ilqr cannot plan where {why}", self.args.run.env_id));
         }
         Ok((state_of(&self.model.state()?), -step.reward))
     }
@@ -217,8 +218,7 @@ impl Ilqr {
         Ok(Derivatives { u: u.clone(), f_z, l_z, l_zz: eigen.recompose() })
     }
 
-    /// Dynamic programming along a trajectory, backwards from V_x and V_xx of its end. None where Q_uu + μ I
-    /// is not positive definite.
+    /// Backwards along a trajectory from V_x and V_xx of its end; None where Q_uu + μ I is not positive definite.
     fn backward(&self, steps: &[Derivatives], end: (Vector, Matrix), mu: f64) -> Option<Backward> {
         let (mut v_x, mut v_xx) = end.clone();
         let mut found = Backward { values: vec![end], ..Backward::default() };
@@ -278,16 +278,13 @@ impl Ilqr {
         loop {
             let points = trajectory.states.iter().zip(&trajectory.controls);
             let derivatives = points.map(|(x, u)| self.derivatives(x, u)).collect::<Result<Vec<_>>>()?;
-            let (mut kept, mut better) = (None, None); // kept: of the backward passes that with the least μ
-            while better.is_none() && mu < MAX_REGULARISATION {
+            let (mut kept, mut better, mut is_done) = (None, None, false); // kept: what the least μ found
+            while better.is_none() && !is_done && mu < MAX_REGULARISATION {
                 if let Some(found) = self.backward(&derivatives, end(), mu) {
-                    let is_done = -(found.linear + found.quadratic) < self.args.tolerance
+                    is_done = -(found.linear + found.quadratic) < self.args.tolerance
                         || costs.len() > self.args.iterations;
                     better = if is_done { None } else { self.line_search(&trajectory, &found)? };
                     kept.get_or_insert(found);
-                    if is_done {
-                        break;
-                    }
                 }
                 mu = if better.is_some() { mu / 10.0 } else { (10.0 * mu).max(MIN_REGULARISATION) };
             }
@@ -329,11 +326,11 @@ impl Ilqr {
 /// their bounds, 0 in the others. None where H is not positive definite.
 fn minimise(h: &Matrix, g: &Vector, c: &Matrix, low: &Vector, high: &Vector) -> Option<(Vector, Matrix)> {
     let mut k = -Cholesky::new(h.clone())?.solve(g); // where no bound is in the way
-    let mut moved = f64::INFINITY;
-    while moved > 1e-12 * (1.0 + k.amax()) {
-        moved = 0.0;
+    let (mut moved, mut rounds) = (f64::INFINITY, 0); // a bound on rounds, for rounding may move k for ever
+    while moved > 1e-12 * (1.0 + k.amax()) && rounds < 10_000 {
+        (moved, rounds) = (0.0, rounds + 1);
         for i in 0..k.len() {
-            // The best entry i beside the others: what repeats this comes down to the minimum.
+            // Entry i's minimum with the others held: repeated, this converges (coordinate descent).
             let slope = g[i] + h.row(i).transpose().dot(&k);
             let entry = (k[i] - slope / h[(i, i)]).clamp(low[i], high[i]);
             moved = (entry - k[i]).abs().max(moved);
@@ -341,8 +338,8 @@ fn minimise(h: &Matrix, g: &Vector, c: &Matrix, low: &Vector, high: &Vector) -> 
         }
     }
     // H with I's rows and columns for what is held.
-    let is_free = |i: usize| if low[i] < k[i] && k[i] < high[i] { 1.0 } else { 0.0 };
-    let free = Matrix::from_diagonal(&Vector::from_fn(k.len(), |i, _| is_free(i)));
+    let is_free = |k, low, high| f64::from(u8::from(low < k && k < high));
+    let free = Matrix::from_diagonal(&k.zip_zip_map(low, high, is_free));
     let of_free = &free * h * &free + Matrix::identity(k.len(), k.len()) - &free;
     Some((k, -Cholesky::new(of_free)?.solve(&(free * c))))
 }
@@ -359,8 +356,7 @@ fn draw_convergence(stages: &[Vec<f64>], args: &Args, path: &std::path::Path) ->
         let first: usize = stages[..i].iter().map(Vec::len).sum();
         let label = format!("{} steps", args.horizon.min((i + 1) * args.growth));
         let xs = (first..).take(costs.len()).map(|iteration| iteration as f64).collect();
-        let [mean, low, high] = [(); 3].map(|()| costs.clone());
-        curves.push(Curve { label, xs, mean, low, high });
+        curves.push(Curve { label, xs, mean: costs.clone(), low: costs.clone(), high: costs.clone() });
     }
     let (title, x_label, y_label) = ("Cost of a plan that grows", "iteration", "cost of its steps");
     Chart { title, x_label, y_label, curves: &curves, dots: true, ..Chart::default() }.draw(path)
@@ -400,21 +396,25 @@ fn train(args: Args) -> Result<()> {
     let mut gif = args.run.capture_video.then(film).transpose()?;
     let mut returns = Vec::new();
     for episode in 0..args.run.eval_episodes {
-        let seed = (args.run.seed ^ EVALUATION_SEED).wrapping_add(episode as u64);
-        let (envs, ilqr, rng) = set_up(&args, seed)?;
+        let (envs, ilqr, rng) = set_up(&args, evaluation_seed(&args, episode))?;
         returns.push(play(ilqr, envs, rng, gif.take())?);
     }
     run.finish(&returns, training_seconds)?;
     Ok(())
 }
 
-/// One environment to act in, and a planner with a copy of its own.
+/// One environment to act in, and a planner with a copy of its own; refuses what no one can plan in.
 fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Ilqr, Rng)> {
-    let mut envs = VecEnv::new(vec![envs::make(&args.run.env_id)?], seed)?;
-    let mut ilqr = Ilqr::new(envs::make(&args.run.env_id)?, args)?;
+    let [env, model] = [envs::make(&args.run.env_id)?, envs::make(&args.run.env_id)?];
+    let (mut envs, mut ilqr) = (VecEnv::new(vec![env], seed)?, Ilqr::new(model, args)?);
     begin(&mut envs, args)?;
-    ilqr.model.set_state(&envs.state(0)?)?; // refuses an environment that no one can plan in
+    ilqr.derivatives(&state_of(&envs.state(0)?), &ilqr.clamp(&Vector::zeros(ilqr.low.len())))?;
     Ok((envs, ilqr, learner_rng(seed)))
+}
+
+/// Of an evaluation episode: drawn, for sums of seeds and numbers would meet again in neighbouring seeds' runs.
+fn evaluation_seed(args: &Args, episode: usize) -> u64 {
+    envs::rng(args.run.seed ^ EVALUATION_SEED, episode as u64).random()
 }
 
 /// Puts an episode that has just begun into `--initial-state`, if there is one.

@@ -512,6 +512,17 @@ fn the_convergence_is_a_picture() {
     assert!(std::fs::metadata(path).unwrap().len() > 1000);
 }
 
+#[test]
+fn no_two_evaluation_episodes_are_alike() {
+    let mut seeds: Vec<u64> = Vec::new();
+    for seed in 1..=20 {
+        let args = args(&["--seed", &seed.to_string()]);
+        seeds.extend((0..100).map(|episode| evaluation_seed(&args, episode)));
+    }
+    seeds.sort_unstable();
+    assert!(seeds.windows(2).all(|pair| pair[0] != pair[1]));
+}
+
 /// What the defaults do, over an episode's end.
 #[test]
 fn pinned_run() {

@@ -6,8 +6,8 @@
 //! learning", JMLR 17, arXiv:1503.04269.
 //!
 //! One policy acts, the behaviour b, and another one is learned from what it does, the target policy π: so a
-//! fixed exploration, a demonstration or a log can teach something better than itself. Each step is weighed by
-//! how much likelier π would have done the same. The critic must learn what π is worth from states that b
+//! fixed exploration, a demonstration or a log can teach something better than itself. Each step is weighted by
+//! the importance-sampling ratio ρ, how much likelier π is than b to have done the same. The critic must learn what π is worth from states that b
 //! visits, where temporal differences may diverge; GTD descends a true gradient, and its second weights w, an
 //! estimate of δ by linear regression, cost no more than v itself.
 //!
@@ -30,13 +30,14 @@
 //!
 //! and the traces are 0 when an episode begins. `--critic` has three others, which Baird's counterexample tells
 //! apart (Sutton & Barto 2018, section 11.2): `td` has no correction and diverges there, `etd` has an emphasis
-//! instead, and `gtd-as-printed` is the next point.
+//! instead (whose variance is too great on that problem), and `gtd-as-printed` is the next point.
 //!
 //! ```text
 //! etd         F ← ρ₋ γ F + 1,   M = λ + (1 − λ) F,   e_v ← ρ ( M x(s) + γ λ e_v ),   v ← v + α_v δ e_v
 //! ```
 //!
-//! where ρ₋ is the step's before, and F = 1 at first: how much is foreseen to come through s under π.
+//! where ρ₋ is the ratio of the step before, and F, the follow-on trace, is 1 when an episode begins: how many
+//! discounted visits of s under π the states before it account for.
 //!
 //! Deviations from the paper: its algorithm 1 prints x(s) in the critic's correction, but the gradient of the
 //! projected Bellman error needs x(s'), which is the default. A time limit ends the traces, and the last step
@@ -47,7 +48,7 @@
 //!
 //! Run `cargo run -p off_pac`: from 500,000 uniformly random steps on the mountain car, which take 35,000 to
 //! reach the goal once, a policy that takes fewer than 120 (RLPark's test of Off-PAC, by its first author,
-//! demands that; the best possible is 97.7). Baird's counterexample, from the book's weights:
+//! demands that of 10 grids of 10 x 10 and other step sizes; the best possible is 97.7). Baird's counterexample, from the book's weights:
 //!
 //! ```text
 //! cargo run -p off_pac -- --env-id Baird-v0 --total-timesteps 5000 --tilings 0 --behaviour 6,1 --policy-lr 0 \
@@ -95,7 +96,7 @@ struct Args {
     /// Decay of the traces, λ
     #[arg(long, default_value_t = 0.0, value_parser = cli::unit_interval)]
     lambda: f64,
-    /// Grids of tiles, m; 0 takes the observation itself as features
+    /// Grids of tiles, m, best a power of 2; 0 takes the observation itself as features
     #[arg(long, default_value_t = 16)]
     tilings: usize,
     /// Tiles of a grid along each dimension of the observation
@@ -151,11 +152,8 @@ impl Features {
         let grid_size = (args.tiles + 1).checked_pow(low.len() as u32);
         let all = grid_size.and_then(|grid_size| grid_size.checked_mul(args.tilings));
         if args.tilings > 0 && all.is_none_or(|all| all > 10_000_000) {
-            return refuse(format!(
-                "{} numbers are too many for --tiles {} along each",
-                low.len(),
-                args.tiles
-            ));
+            let numbers = low.len();
+            return refuse(format!("{numbers} numbers are too many for --tiles {} along each", args.tiles));
         }
         let width = |(&low, &high): (&f32, &f32)| (f64::from(high) - f64::from(low)) / args.tiles as f64;
         Ok(Self {
@@ -189,7 +187,7 @@ impl Features {
         let tile_of = |tiling: usize| {
             let mut tile = 0; // row-major in its grid
             for (d, &number) in observation.iter().enumerate() {
-                // Shifted by the odd number 2 d + 1 of m-th parts of a tile, from grid to grid.
+                // Grid by grid by 2 d + 1 m-th parts of a tile (Sutton & Barto 2018, section 9.5.4).
                 let shift = (tiling * (2 * d + 1) % self.tilings) as f64 / self.tilings as f64;
                 let position = (f64::from(number) - self.low[d]) / self.width[d] + shift;
                 tile = tile * (self.tiles + 1) + (position.max(0.0) as usize).min(self.tiles);
@@ -250,7 +248,7 @@ struct OffPac {
     w: Vec<f64>,            // of the critic's correction, [n]
     actor_trace: Vec<f64>,  // e_u, [num_actions, n]
     critic_trace: Vec<f64>, // e_v, [n]
-    followed: f64,          // ρ γ F of the step before, 0 when an episode begins
+    follow_on: f64,         // ρ γ F of the step before, 0 when an episode begins
     behaviour: Vec<f64>,    // b(·|s), in every state the same, [num_actions]
     policy_lr: f64,         // α_u, of one feature
     value_lr: f64,          // α_v, of one feature
@@ -274,7 +272,7 @@ impl OffPac {
             w: vec![0.0; n],
             actor_trace: vec![0.0; num_actions * n],
             critic_trace: vec![0.0; n],
-            followed: 0.0,
+            follow_on: 0.0,
             behaviour: behaviour.iter().map(|share| share / behaviour.iter().sum::<f64>()).collect(),
             policy_lr: args.policy_lr / features.active(),
             value_lr: args.value_lr / features.active(),
@@ -321,9 +319,10 @@ impl OffPac {
     fn update_critic(&mut self, step: &Transition, ratio: f64, td_error: f64) {
         let (x, gamma, lambda) = (&step.features, self.args.gamma, self.args.lambda);
         // F ← ρ₋ γ F + 1,  M = λ + (1 − λ) F
-        let foreseen = self.followed + 1.0;
-        self.followed = ratio * gamma * foreseen;
-        let emphasis = if self.args.critic == Critic::Etd { lambda + (1.0 - lambda) * foreseen } else { 1.0 };
+        let follow_on_trace = self.follow_on + 1.0;
+        self.follow_on = ratio * gamma * follow_on_trace;
+        let emphasis =
+            if self.args.critic == Critic::Etd { lambda + (1.0 - lambda) * follow_on_trace } else { 1.0 };
         // e_v ← ρ ( M x(s) + γ λ e_v ),  where M = 1 but for emphatic TD
         self.critic_trace.iter_mut().for_each(|e| *e *= ratio * gamma * lambda);
         add_active(&mut self.critic_trace, ratio * emphasis, x);
@@ -366,7 +365,7 @@ impl OffPac {
             // The next step begins an episode: nothing before it led there.
             self.critic_trace.fill(0.0);
             self.actor_trace.fill(0.0);
-            self.followed = 0.0;
+            self.follow_on = 0.0;
         }
         (td_error, ratio)
     }
@@ -411,7 +410,7 @@ fn train(args: Args) -> Result<()> {
                 ("w", &mut off_pac.w),
                 ("actor_trace", &mut off_pac.actor_trace),
                 ("critic_trace", &mut off_pac.critic_trace),
-                ("followed", &mut off_pac.followed),
+                ("follow_on", &mut off_pac.follow_on),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
             ],

@@ -24,12 +24,13 @@
 //! Teachers are model files that the programs `dqn` (the paper's) and `ppo` wrote, one for each of
 //! `--env-id` and `--further-env-ids`: `--teachers runs/A/model.safetensors,runs/B/model.safetensors`.
 //! Where none is given, each teacher is the linear policy q(x) = b + W x that the noisy cross-entropy
-//! method finds (Szita & Lőrincz 2006, "Learning Tetris"), in half a second where `dqn` takes twenty.
+//! method finds (Szita & Lőrincz 2006, "Learning Tetris using the noisy cross-entropy method"), in half a second.
 //!
 //! Deviations from the paper: vectors instead of images; the student is a layer of tanh units instead of a
 //! smaller DQN, and sees zeros where its task's observation is shorter than another's; Adam instead of
-//! RMSProp, its step size falling to zero; a memory of everything seen; τ is 1, for policies are sharp
-//! already (with `dqn`'s models use `--temperature 0.01`); tasks take turns after every minibatch.
+//! RMSProp, its step size falling to zero; a memory of everything seen; τ is 1, which
+//! suffices for `ppo`'s logits and teachers that were sought (with `dqn`'s models use `--temperature 0.01`);
+//! tasks take turns after every minibatch.
 //!
 //! Run `cargo run -p policy_distillation`: 475 or more on CartPole-v1 (95 % of the teacher's 500) after
 //! 40,000 steps in which the teacher was watched, in a second. Both tasks by one student:
@@ -40,15 +41,13 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
-use common::envs::persist::Persist;
-use common::envs::{Rng, VecEnv, invalid, learner_rng};
+use common::envs::{Rng, VecEnv, invalid, learner_rng, persist::Persist};
 use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, linear};
 use common::{model, run::Run};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::{path::Path, path::PathBuf, process::ExitCode};
 
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
@@ -80,7 +79,7 @@ struct Args {
     /// What the student descends
     #[arg(long, value_enum, default_value_t = Loss::Kl)]
     loss: Loss,
-    /// Temperature of the teacher's softmax, τ
+    /// Temperature of the teacher's softmax, τ, in soft the student's too; nll and mse have none
     #[arg(long, default_value_t = 1.0, value_parser = cli::above_zero)]
     temperature: f64,
     /// Step size of the student's Adam
@@ -372,6 +371,9 @@ fn train(args: Args) -> Result<()> {
     if given != 0 && given != num_tasks {
         return invalid(format!("--teachers: {given} models for {num_tasks} tasks; one for each, or none"));
     }
+    if args.elites > args.population {
+        return invalid(format!("--elites {}: at most --population = {}", args.elites, args.population));
+    }
     let (mut envs, mut dims, mut teachers, mut memories) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for (k, env_id) in env_ids.iter().enumerate() {
         envs.push(VecEnv::make(env_id, num_envs, args.run.seed)?);
@@ -393,11 +395,9 @@ fn train(args: Args) -> Result<()> {
     while global_step < run.total_timesteps {
         let Student { parameters, optimizer, .. } = &mut student;
         let mut items: Vec<(&str, &mut dyn Persist)> =
-            vec![("student", parameters), ("optimizer", optimizer), ("rng", &mut rng)];
-        items.push(("memories", &mut memories));
-        for (name, envs) in names.iter().zip(&mut envs) {
-            items.push((name, envs));
-        }
+            vec![("student", parameters), ("optimizer", optimizer)];
+        items.extend([("rng", &mut rng as &mut dyn Persist), ("memories", &mut memories)]);
+        items.extend(names.iter().zip(&mut envs).map(|(name, envs)| (&name[..], envs as &mut dyn Persist)));
         run.resume_or_checkpoint(&mut global_step, &mut items)?;
         let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
         student.optimizer.learning_rate = remaining * args.learning_rate;

@@ -260,29 +260,38 @@ fn returns_are_compared_by_the_size_of_the_teachers() {
     assert_abs_diff_eq!(share_of(-80.0, -76.0), 1.05, epsilon = 1e-12);
 }
 
-/// The elites' mean is what becomes of a search of one generation.
+/// The elites' mean is what becomes of a search; their deviation is what the second generation is drawn with.
 #[test]
 fn a_search_keeps_the_mean_of_the_best() {
-    let flags = ["--generations=1", "--population=12", "--elites=3", "--seed=4"];
-    let (dims, args) = ((4, 2), args(&flags));
-    let found = Teacher::search("CartPole-v1", dims, &args).unwrap();
-    // w = (b, W) of the candidates are the generator's first numbers.
     let seed = 4 ^ TEACHER_SEED;
-    let candidates: Vec<f32> = StandardNormal.sample_iter(learner_rng(seed)).take(12 * 10).collect();
-    let returns = play("CartPole-v1", 12, seed, |observations| {
-        let action = |(w, x): (&[f32], &[f32])| {
-            let q = |a: usize| w[a] + (0..4).map(|j| w[2 + 4 * a + j] * x[j]).sum::<f32>();
-            u32::from(q(1) > q(0))
-        };
-        Ok(candidates.chunks(10).zip(observations.chunks(4)).map(action).collect())
-    })
-    .unwrap();
-    let mut ranking: Vec<usize> = (0..12).collect();
-    ranking.sort_by(|&i, &j| returns[j].total_cmp(&returns[i]));
-    assert!(returns[ranking[0]] > 2.0 * returns[ranking[11]], "{returns:?}");
-    for (k, found) in found.parameters.values().unwrap().into_iter().enumerate() {
-        let mean = ranking[..3].iter().map(|i| candidates[10 * i + k]).sum::<f32>() / 3.0;
-        assert_abs_diff_eq!(found, mean, epsilon = 1e-6);
+    let mut noise = StandardNormal.sample_iter(learner_rng(seed));
+    // Of w = (b, W), 10 numbers.
+    let (mut mean, mut std) = (vec![0.0_f32; 10], vec![1.0_f32; 10]);
+    for generation in 0..2 {
+        let drawn: Vec<f32> = noise.by_ref().take(12 * 10).collect();
+        let candidates: Vec<f32> = (0..120).map(|i| mean[i % 10] + std[i % 10] * drawn[i]).collect();
+        let returns = play("CartPole-v1", 12, seed + generation, |observations| {
+            let action = |(w, x): (&[f32], &[f32])| {
+                let q = |a: usize| w[a] + (0..4).map(|j| w[2 + 4 * a + j] * x[j]).sum::<f32>();
+                u32::from(q(1) > q(0))
+            };
+            Ok(candidates.chunks(10).zip(observations.chunks(4)).map(action).collect())
+        })
+        .unwrap();
+        let mut ranking: Vec<usize> = (0..12).collect();
+        ranking.sort_by(|&i, &j| returns[j].total_cmp(&returns[i]));
+        assert!(returns[ranking[0]] > 2.0 * returns[ranking[11]], "{returns:?}");
+        for k in 0..10 {
+            let elites: Vec<f32> = ranking[..3].iter().map(|i| candidates[10 * i + k]).collect();
+            mean[k] = elites.iter().sum::<f32>() / 3.0;
+            let variance = elites.iter().map(|w| (w - mean[k]).powi(2)).sum::<f32>() / 3.0;
+            std[k] = (variance + 0.25).sqrt(); // read after the first of two generations alone
+        }
+    }
+    let flags = ["--generations=2", "--population=12", "--elites=3", "--seed=4"];
+    let found = Teacher::search("CartPole-v1", (4, 2), &args(&flags)).unwrap();
+    for (found, mean) in found.parameters.values().unwrap().into_iter().zip(mean) {
+        assert_abs_diff_eq!(found, mean, epsilon = 1e-5);
     }
 }
 

@@ -42,6 +42,7 @@ fn refuses_bad_input() {
     refuses(&["--loss", "l1"], &["'l1'", "--loss", "cross-entropy"]);
     refuses(&["--temperature", "0"], &["'0'", "--temperature", "above 0"]);
     refuses(&["--teachers", "none.safetensors"], &["--teachers none.safetensors", "not a model"]);
+    refuses(&["--elites", "65"], &["--elites 65", "--population = 64"]);
     let two = ["--teachers", "a.safetensors,b.safetensors"];
     refuses(&two, &["--teachers", "2 models for 1 tasks", "one for each"]);
 }

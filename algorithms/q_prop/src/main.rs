@@ -20,31 +20,30 @@
 //! baseline    minimises E[ ½ ( Â + V_old(s) − V(s) )² ]
 //! ```
 //!
-//! An η that looks at Â, and so at the action, is no longer a constant: the mean stays only as far as Â Ā does
-//! not depend on it. The paper found the conservative one to be the most stable nonetheless.
+//! An η that looks at Â, and so at the action, is no function of the state any more, and the mean is no longer
+//! exactly the gradient. The paper found the conservative one to be the most stable nonetheless.
 //! `--variance-every 1` logs at each update the variance that one step's estimate of the gradient has under each
 //! η, summed over the parameters: `variance/none` … `variance/aggressive`, of the same steps and policy.
 //!
 //! Deviations from the paper: its actions are continuous, and Q's tangent at their mean stands for Q; here, where
 //! they can be counted, the expectation is exact. Policy and baseline make one step of Adam on each rollout, where
-//! the paper has TRPO's; the critic learns after them, so that Ā knows nothing of the rollout, from whole rollouts;
-//! step sizes fall to zero; V follows where a limit cut an episode off. λ is 1, not 0.97, with which conservative η lost
-//! what four of four seeds had learned and η = 1 did not: Â leans on V then, which may err as Q does.
+//! the paper fits V before Â and may take TRPO's step; Â − η Ā is not centred; the critic learns after them, so that Ā
+//! knows nothing of the rollout, in a few steps on whole rollouts; step sizes fall to zero; V follows where a limit cut
+//! an episode off. λ is 1, not 0.97, with which conservative η lost what four of four seeds had learned (η = 1 did not).
 //!
-//! Run `cargo run -p q_prop`: 475 or more (Gymnasium's threshold) on CartPole-v1, fifteen seeds of fifteen.
+//! Run `cargo run -p q_prop`: 475 or more (Gymnasium's threshold) on CartPole-v1 by the most probable
+//! actions, fifteen seeds of fifteen.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, WithDType};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, learner_rng};
+use common::envs::{Rng, VecEnv, invalid, learner_rng};
 use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal, soft_update};
 use common::run::Run;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
-use std::f64::consts::SQRT_2;
-use std::process::ExitCode;
+use std::{collections::VecDeque, f64::consts::SQRT_2, process::ExitCode};
 
 /// Q-Prop: a policy gradient with an off-policy critic for its control variate, for discrete actions
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -82,7 +81,7 @@ struct Args {
     /// Steps that the critic's replay buffer holds, rounded up to whole rollouts
     #[arg(long, default_value_t = 50_000, value_parser = cli::positive)]
     buffer_size: usize,
-    /// Updates of the critic before each of the policy
+    /// Updates of the critic after each of the policy
     #[arg(long, default_value_t = 8, value_parser = cli::positive)]
     q_updates: usize,
     /// How far the target critic moves to the critic after each of its updates, τ
@@ -364,11 +363,9 @@ impl QProp {
     fn gradient_variance(&self, rollout: &Rollout, kind: Eta) -> Result<f64> {
         let (advantages, _) = self.evaluate(rollout)?;
         let losses = self.policy_losses(rollout, &advantages, kind)?;
-        let mut gradients = Vec::new(); // [batch][num_parameters]
-        for t in 0..advantages.len() {
-            gradients.push(self.actor_parameters.gradients(&losses.get(t)?.sum_all()?)?);
-        }
-        let gradients = Tensor::new(gradients, &self.device)?;
+        let of_step = |t| Ok(self.actor_parameters.gradients(&losses.get(t)?.sum_all()?)?);
+        let gradients = (0..advantages.len()).map(of_step).collect::<Result<Vec<Vec<f32>>>>()?;
+        let gradients = Tensor::new(gradients, &self.device)?; // [batch, num_parameters]
         let squares = gradients.broadcast_sub(&gradients.mean_keepdim(0)?)?.sqr()?.sum_all()?;
         Ok(f64::from(squares.to_scalar::<f32>()?) / (advantages.len() - 1) as f64)
     }
@@ -379,6 +376,9 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
+    if args.variance_every > 0 && args.num_envs * args.num_steps < 2 {
+        return invalid("--variance-every: a variance needs rollouts of at least 2 steps");
+    }
     let mut envs = VecEnv::make(&args.run.env_id, args.num_envs, args.run.seed)?;
     let mut rng = learner_rng(args.run.seed);
     let mut q_prop = QProp::new(&envs, &[64, 64], &args, &mut rng)?;

@@ -32,5 +32,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
     refuses(&["--control-variate", "some"], &["'some'", "--control-variate", "conservative"]);
+    let one_step = ["--num-envs=1", "--num-steps=1", "--variance-every=1"];
+    refuses(&one_step, &["--variance-every", "at least 2 steps"]);
     refuses(&["--gae-lambda", "2"], &["'2'", "--gae-lambda", "0 to 1"]);
 }
