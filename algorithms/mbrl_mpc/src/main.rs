@@ -19,9 +19,10 @@
 //! ```
 //!
 //! where μ and σ are means and standard deviations of the inputs (s, a) and of the differences s' − s in D:
-//! differences are small beside the states, and of another size in each dimension. As in the paper, the
-//! reward and the ends of episodes are not learned but known (see [`Task`]). `losses/model_loss` is J on the
-//! data that was fitted to, `losses/model_error` J on what was met since: they part in version 0.5.
+//! differences are small beside the states, and of another size in each dimension. As in the paper, the reward is
+//! known, not learned, and so is where an episode ends (see [`Task`]); a fall counts 0 in a plan, though the
+//! environment pays 1 for it. `losses/model_loss` is the mean of J over a fit's minibatches, `losses/model_error`
+//! is J on what was met since: they part in version 0.5.
 //!
 //! Deviations from the paper. The model is fitted every train_frequency steps, wherever an episode ends,
 //! for a fixed number of minibatches; in version 0.5 too, so that versions differ in their data alone. No
@@ -41,8 +42,7 @@ use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
-use std::process::ExitCode;
+use std::{cell::RefCell, process::ExitCode};
 
 /// Model-based reinforcement learning: fits a model of the dynamics and plans with it
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -163,11 +163,11 @@ impl Normaliser {
         Ok(Self { mean, std, values })
     }
 
-    /// Takes on the statistics of `x`, `[rows, columns]`.
+    /// Takes on the statistics of `x`, `[rows, columns]`. What varies by the mean's rounding alone does not vary.
     fn fit(&self, x: &Tensor) -> Result<()> {
         let mean = x.mean_keepdim(0)?;
         let std = x.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-        let std = (&std + std.eq(0.0)?.to_dtype(DType::F32)?)?;
+        let std = std.le(&(mean.abs()? * 1e-5)?)?.where_cond(&std.ones_like()?, &std)?;
         Ok(self.values.set_values(&Tensor::cat(&[mean, std], 1)?.flatten_all()?.to_vec1()?)?)
     }
 

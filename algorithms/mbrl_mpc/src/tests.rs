@@ -215,6 +215,10 @@ fn what_does_not_vary_is_left_at_its_scale() {
     let y = Tensor::new(&[[0.0_f32, 15.0]], &Device::Cpu).unwrap();
     assert_eq!(floats(&normaliser.normalise(&y).unwrap()), [-2.0, 1.0]);
     assert_eq!(floats(&normaliser.denormalise(&y).unwrap()), [4.0, 29.0]);
+    // Though the mean of equal numbers is not always they.
+    let same = Tensor::full(0.1_f32, (300, 2), &Device::Cpu).unwrap();
+    normaliser.fit(&same).unwrap();
+    assert_eq!(floats(&normaliser.std), [1.0, 1.0]);
 }
 
 #[test]

@@ -11,7 +11,7 @@
 //!
 //! ```text
 //! model      s' ≈ s + m_Δ + σ_Δ f_ψ(x),   r ≈ g_ω(x),   x = ((s, a) − m) / σ
-//!            L(ψ) = E_{(s, a, s') ~ data}[ |f_ψ(x) − (s' − s − m_Δ) / σ_Δ|² ]
+//!            L(ψ) = mean over data and dimensions of ( f_ψ(x) − (s' − s − m_Δ) / σ_Δ )²
 //!            L(ω) = E_{(s, a, r) ~ data}[ (g_ω(x) − r)² ]
 //! rollout    s_0 ~ data,   a_t = μ_φ(s_t) = b + c tanh h_φ(s_t),   s_{t+1}, r_t = model(s_t, a_t)
 //! maximised  J_H(φ) = E[ Σ_{t<H} γ^t r_t ]
@@ -21,10 +21,11 @@
 //! explore    a = clip( μ_φ(s) + c N(0, σ_ε²), b − c, b + c )
 //! ```
 //!
-//! Deviations from the papers: model and policy are deterministic (SVG infers the noise behind each
-//! transition), so that noise on the actions explores; rollouts begin in states of the data instead of an
-//! episode's first, which makes H steps enough, and nothing is added for what follows; the gradient is
-//! clipped. A termination is a jump without a gradient, hence only environments that time alone ends.
+//! Deviations from the papers: rollouts are imagined, where SVG(∞) takes the model's derivatives along
+//! trajectories that happened; model and policy are deterministic (SVG infers the noise behind each transition),
+//! so that noise on the actions explores; rollouts begin in states of the data instead of an episode's first,
+//! which makes H steps enough, and nothing is added for what follows; the gradient is clipped. A termination is a
+//! jump without a gradient, hence only environments that time alone ends.
 //!
 //! Run `cargo run -p model_backprop`: about -170 on Pendulum-v1 after 6,000 steps in ten seconds (-157 is what
 //! the trained SAC of RL Baselines3 Zoo reaches after 20,000: its benchmark.md).
@@ -75,7 +76,7 @@ struct Args {
     /// Largest norm of the policy's gradient
     #[arg(long, default_value_t = 1.0, value_parser = cli::above_zero)]
     max_grad_norm: f64,
-    /// Standard deviation of the noise on actions, in units of c, σ
+    /// Standard deviation of the noise on actions, in units of c, σ_ε
     #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     exploration_noise: f64,
     /// Units in each of the two hidden layers
@@ -126,8 +127,7 @@ impl Normalizer {
     fn fit(rows: &Tensor) -> Result<Self> {
         let mean = rows.mean_keepdim(0)?;
         let std = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-        // What has not changed yet would be divided by zero.
-        Ok(Self { mean, std: std.maximum(1e-6)? })
+        Ok(Self { mean, std: std.maximum(1e-6)? }) // what has not changed yet would be divided by zero
     }
 
     /// (x − m) / σ
@@ -281,7 +281,7 @@ impl ModelBackprop {
         Ok(Tensor::from_slice(observations, ((), self.observation_dim), &self.device)?)
     }
 
-    /// clip( μ_φ(s) + c N(0, σ²), b − c, b + c ) for each observation, `[batch, action_dim]`.
+    /// clip( μ_φ(s) + c N(0, σ_ε²), b − c, b + c ) for each observation, `[batch, action_dim]`.
     fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<Vec<f32>> {
         let (bias, scale) = (&self.actor.action_bias, &self.actor.action_scale);
         let mean = self.actor.forward(&self.tensor(observations)?)?;
@@ -311,7 +311,7 @@ impl ModelBackprop {
     /// One step of the model towards what happened. Returns L(ψ) and L(ω) from before the step.
     fn update_model(&mut self, batch: &Batch) -> Result<[f32; 2]> {
         let x = self.model.inputs.normalize(&Tensor::cat(&[&batch.observations, &batch.actions], 1)?)?;
-        // L(ψ) = E[ |f_ψ(x) − (s' − s − m_Δ) / σ_Δ|² ], the mean over dimensions
+        // L(ψ) = mean over data and dimensions of ( f_ψ(x) − (s' − s − m_Δ) / σ_Δ )²
         let targets = self.model.differences.normalize(&(&batch.next_observations - &batch.observations)?)?;
         let model_loss = (self.model.dynamics.forward(&x)? - targets)?.sqr()?.mean_all()?;
         // L(ω) = E[ (g_ω(x) − r)² ]
@@ -345,7 +345,7 @@ impl ModelBackprop {
         Ok((loss.to_scalar()?, norm))
     }
 
-    /// Draws |dJ_H/dφ| over H, before learning and after, from states `[batch, observation_dim]`.
+    /// Draws |dJ_H/dφ| over H, of a policy that learned nothing and of this one, from `[batch, observation_dim]`.
     fn draw_gradient_norms(&self, untrained: &Actor, states: &Tensor, path: &Path) -> Result<()> {
         let (model, mut curves) = (self.model.held_constant(), Vec::new());
         for (label, actor) in [("untrained policy", untrained), ("trained policy", &self.actor)] {
@@ -374,10 +374,10 @@ fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, _) = envs.spec().box_to_box("model_backprop")?;
     let (action_bias, action_scale) = envs.spec().action_range("model_backprop")?;
-    let (env_id, endless) =
-        (&*args.run.env_id, ["Pendulum-v1", "HalfCheetah-v5", "Swimmer-v5", "Reacher-v5"]);
+    let env_id = &*args.run.env_id;
+    let endless = ["Pendulum-v1", "HalfCheetah-v5", "Swimmer-v5", "Reacher-v5"];
     if !endless.contains(&env_id) {
-        return invalid(format!("--env-id {env_id}: only time may end an episode, as in {endless:?}"));
+        return invalid(format!("--env-id {env_id}: not known to end by time alone, as {endless:?} do"));
     }
     let mut rng = learner_rng(args.run.seed);
     let bounds = (&action_bias[..], &action_scale[..]);
@@ -400,9 +400,9 @@ fn train(args: Args) -> Result<()> {
                 ("rng", &mut rng),
             ],
         )?;
-        // Run the policy, and keep what happens: at random until there is something to learn from.
+        // Run the policy, and keep what happens: at random until it has learned.
         let observation = envs.observations().to_vec(); // [observation_dim]
-        let action: Vec<f32> = if global_step < args.learning_starts {
+        let action: Vec<f32> = if global_step < args.learning_starts.next_multiple_of(args.train_frequency) {
             action_bias.iter().zip(&action_scale).map(|(b, c)| b + c * rng.random_range(-1.0..=1.0)).collect()
         } else {
             learner.act(&observation, &mut rng)?

@@ -23,9 +23,9 @@
 //! A  = Aⁱ with the greatest J(Aⁱ)          take its a_0, forget the rest, and plan again
 //! ```
 //!
-//! It is simple and as good as its luck: of H actions in a row, the share of plans that are near the
-//! best one falls as a power of H, which is why longer horizons do not help for ever. `cem` spends the
-//! same number of trials on better and better guesses.
+//! It is simple and as good as its luck: where a share p of single actions is near the best one, the share
+//! of plans whose H actions all are is pᴴ, which is why longer horizons do not help for ever. `cem` spends
+//! the same number of trials on better and better guesses.
 //!
 //! Deviations. The literature's model is learned, ours is the environment's own: with none to learn
 //! there is none to save, training steps are steps of planned episodes, and `--eval-only` plans others
@@ -34,7 +34,7 @@
 //! are divided over as many threads; each plan has its own random stream, so that the run is the same.
 //!
 //! Run `cargo run -p random_shooting`: about −220 on Pendulum-v1 with 1000 plans of 20 steps (computed
-//! independently: −220.7 ± 20.6 over 60 episodes; −137 is the best possible, random actions reach −1236).
+//! independently: −220.7 with a standard error of 20.6 over 60 episodes; −137 is the best possible, random actions reach −1236).
 
 use anyhow::Result;
 use clap::Parser;
