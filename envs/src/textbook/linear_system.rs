@@ -206,7 +206,7 @@ mod tests {
             assert_abs_diff_eq!(*found, expected, epsilon = 1e-9);
         }
         let expected =
-            [2.947_122_966_707_013, 2.369_205_407_092_467, 2.369_205_407_092_467, 4.613_134_260_996_180];
+            [2.947_122_966_707_013, 2.369_205_407_092_467, 2.369_205_407_092_467, 4.613_134_260_996_18];
         for (found, expected) in p.iter().flatten().zip(expected) {
             assert_abs_diff_eq!(*found, expected, epsilon = 1e-9);
         }

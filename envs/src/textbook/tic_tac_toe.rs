@@ -276,7 +276,8 @@ mod tests {
             position.value = position.value.max(value);
             moves.push((value, safe, greedy));
         }
-        let best = |of: &dyn Fn(&(f64, [f64; 3], [f64; 3])) -> f64| {
+        type Move = (f64, [f64; 3], [f64; 3]);
+        let best = |of: &dyn Fn(&Move) -> f64| {
             *moves.iter().max_by(|a, b| of(a).total_cmp(&of(b))).unwrap()
         };
         position.safe = best(&|m| if m.0 == position.value { m.1[0] } else { -1.0 }).1;
