@@ -277,9 +277,7 @@ mod tests {
             moves.push((value, safe, greedy));
         }
         type Move = (f64, [f64; 3], [f64; 3]);
-        let best = |of: &dyn Fn(&Move) -> f64| {
-            *moves.iter().max_by(|a, b| of(a).total_cmp(&of(b))).unwrap()
-        };
+        let best = |of: &dyn Fn(&Move) -> f64| *moves.iter().max_by(|a, b| of(a).total_cmp(&of(b))).unwrap();
         position.safe = best(&|m| if m.0 == position.value { m.1[0] } else { -1.0 }).1;
         position.greedy = best(&|m| m.2[0] - m.2[2]).2;
         known.insert(board, position);
