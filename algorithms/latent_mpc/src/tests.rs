@@ -245,7 +245,8 @@ fn a_round_samples_around_the_rest_of_the_last_plan() {
 #[test]
 fn the_buffer_holds_what_happened() {
     let (mut envs, log) = scripted(1, View::Vector, Space::uniform(1, -1.0, 1.0), SCRIPT);
-    let agent = LatentMpc::new((3, 1), &args(&["--window=1", "--horizon=2", "--population=4"])).unwrap();
+    let agent = LatentMpc::new((3, 1), &args(&["--window=1", "--horizon=2", "--population=4", "--elites=2"]))
+        .unwrap();
     let (mut buffer, mut plan, mut rng) = (ReplayBuffer::default(), vec![0.0; 2], rng(1, 0));
     for _ in 0..20 {
         let observation = envs.observations().to_vec();

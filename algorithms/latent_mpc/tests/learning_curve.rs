@@ -41,6 +41,8 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(LATENT_MPC, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "RescaleAction", "Discrete(2)"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
+    refuses(&["--env-id", "MinAtar/Breakout-v1"], &["MinAtar/Breakout-v1", "vectors", "Box"]);
+    refuses(&["--elites", "400"], &["--elites 400", "--population"]);
     refuses(&["--window", "0"], &["'0'", "--window", "at least 1"]);
     refuses(&["--difference-scale", "-1"], &["'-1'", "--difference-scale", "above 0"]);
     refuses(&["--stochastic", "maybe"], &["'maybe'", "--stochastic", "true"]);

@@ -16,11 +16,11 @@
 //! temperature  J(α) = E[ −α ( ln π(ã|s) + H̄ ) ]
 //! ```
 //!
-//! Imagined episodes end by the environment's own function of s', as the paper's do: `termination`.
-//! Deviations from the paper: 5 members of two ReLU layers of 64 units (7, four SiLU layers of 200); a fit
-//! makes one update for each new step, on minibatches in place of bootstraps; k is fixed; the learner sees
-//! each imagined transition once, without a buffer. What it sees then are the policy's present actions
-//! alone, which teach it nothing of others: hence imagined actions have three times the policy's noise.
+//! Deviations from the paper: 5 members of two ReLU layers of 64 (7, four SiLU layers of 200; `--silu`); fixed
+//! k and updates in a fit, one a new step (no stop on a holdout); minibatches, not bootstraps; one learning
+//! rate, 1e-3; H̄ = 0.5, not −dim A; random actions are the policy's with tenfold noise; the learner sees each
+//! imagined transition once, without a buffer, and no real ones. What it sees then are the policy's present
+//! actions alone, which teach it nothing of others: hence imagined actions have three times the policy's noise.
 //!
 //! Run `cargo run -p mbpo`: about -160 on Pendulum-v1 after 3,000 steps in twenty seconds, where `sac` takes
 //! 5,000 (-157 is what the trained SAC of RL Baselines3 Zoo reaches after 20,000: its benchmark.md).
@@ -53,7 +53,7 @@ struct Args {
     /// Transitions in an update
     #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
-    /// Steps with uniformly random actions before the first fit of the model
+    /// Steps with ten times the policy's noise before the first fit of the model, at least 2
     #[arg(long, default_value_t = 400, value_parser = cli::positive)]
     learning_starts: usize,
     /// Step size of every network and of the temperature
@@ -74,13 +74,16 @@ struct Args {
     /// Noise of imagined actions, as a multiple of the policy's own
     #[arg(long, default_value_t = 3.0, value_parser = cli::non_negative)]
     rollout_noise: f64,
-    /// Steps of an imagined rollout, k
+    /// Steps of an imagined rollout, k, of which no more than updates_per_step are made
     #[arg(long, default_value_t = 2, value_parser = cli::positive)]
     rollout_length: usize,
+    /// Hidden units of the model z / (1 + e⁻ᶻ), the paper's, in place of max(z, 0)
+    #[arg(long, default_value_t = false)]
+    silu: bool,
 }
 
 const MEMBERS: usize = 5; // of the ensemble, B
-/// Whether nothing lies beyond an observation of this environment.
+/// Whether nothing lies beyond an observation of this environment: imagined episodes end by it, as real ones.
 fn termination(env_id: &str) -> Result<fn(&[f32]) -> bool> {
     Ok(match env_id {
         "Pendulum-v1" | "HalfCheetah-v5" => |_| false,
@@ -91,20 +94,21 @@ fn termination(env_id: &str) -> Result<fn(&[f32]) -> bool> {
     })
 }
 
-/// Two hidden layers of ReLU units: `[inputs]` → `[hidden_size]` → `[hidden_size]` → `[outputs]`.
-struct Mlp([Linear; 3]);
+/// Two hidden layers of ReLU or SiLU units: `[inputs]` → `[hidden_size]` → `[hidden_size]` → `[outputs]`.
+struct Mlp([Linear; 3], bool);
 
 impl Mlp {
-    fn new(inputs: usize, size: usize, outputs: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(inputs: usize, size: usize, outputs: usize, silu: bool, vb: VarBuilder) -> Result<Self> {
         let hidden1 = linear(inputs, size, vb.pp("hidden1"))?;
         let hidden2 = linear(size, size, vb.pp("hidden2"))?;
-        Ok(Self([hidden1, hidden2, linear(size, outputs, vb.pp("output"))?]))
+        Ok(Self([hidden1, hidden2, linear(size, outputs, vb.pp("output"))?], silu))
     }
 
     /// `[batch, inputs]` to `[batch, outputs]`.
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let Self([hidden1, hidden2, output]) = self;
-        Ok(output.forward(&hidden2.forward_relu(&hidden1.forward_relu(x)?)?)?)
+        let Self([hidden1, hidden2, output], silu) = self;
+        let units = |z: &Linear, x: &Tensor| if *silu { z.forward(x)?.silu() } else { z.forward_relu(x) };
+        Ok(output.forward(&units(hidden2, &units(hidden1, x)?)?)?)
     }
 }
 
@@ -194,16 +198,16 @@ impl Mbpo {
         let [model_parameters, actor_parameters, critic_parameters, target_parameters, temperature] =
             [(); 5].map(|()| VarMap::new(rng.random()));
         let vb = |parameters| VarBuilder::from_varmap(parameters, DType::F32, &device);
-        let member = |i| Mlp::new(input_dim, size, 2 * output_dim, vb(&model_parameters).pp(i));
+        let member = |i| Mlp::new(input_dim, size, 2 * output_dim, args.silu, vb(&model_parameters).pp(i));
         let bound = |name, value| vb(&model_parameters).get_with_hints(output_dim, name, Init::Const(value));
-        let critic = |parameters, name| Mlp::new(input_dim, size, 1, vb(parameters).pp(name));
+        let critic = |parameters, name| Mlp::new(input_dim, size, 1, false, vb(parameters).pp(name));
         let this = Self {
             members: (0..MEMBERS).map(member).collect::<Result<_>>()?,
             log_variance_bounds: [bound("max_log_variance", 0.5)?, bound("min_log_variance", -10.0)?],
             input_statistics: [vec![0.0; input_dim], vec![1.0; input_dim]],
             elites: vec![0],
             terminates: termination(&args.run.env_id)?,
-            actor: Mlp::new(observation_dim, size, 2 * action_dim, vb(&actor_parameters))?,
+            actor: Mlp::new(observation_dim, size, 2 * action_dim, false, vb(&actor_parameters))?,
             action_bias: Tensor::from_slice(bounds.0, (1, action_dim), &device)?,
             action_scale: Tensor::from_slice(bounds.1, (1, action_dim), &device)?,
             critics: [critic(&critic_parameters, "qf1")?, critic(&critic_parameters, "qf2")?],
@@ -247,11 +251,10 @@ impl Mbpo {
 
     /// ã for each observation, with noise scaled by `scale`: at 0 it is b + c tanh μ(s).
     fn act(&self, observations: &[f32], scale: f64, rng: &mut Rng) -> Result<Vec<f32>> {
-        let action_dim = self.action_bias.dim(1)?;
-        let shape = ((), self.input_statistics[0].len() - action_dim);
-        let observations = Tensor::from_slice(observations, shape, self.action_bias.device())?;
-        let noise = (self.noise(observations.dim(0)?, action_dim, rng)? * scale)?;
-        Ok(self.policy(&observations, &noise)?.0.flatten_all()?.to_vec1()?)
+        let (action_dim, inputs) = (self.action_bias.dim(1)?, self.input_statistics[0].len());
+        let states = Tensor::from_slice(observations, ((), inputs - action_dim), self.action_bias.device())?;
+        let noise = (self.noise(states.dim(0)?, action_dim, rng)? * scale)?;
+        Ok(self.policy(&states, &noise)?.0.flatten_all()?.to_vec1()?)
     }
 
     /// m and σ of the model's inputs.
@@ -259,8 +262,8 @@ impl Mbpo {
         let inputs = Tensor::cat(&[&batch.observations, &batch.actions], 1)?;
         let mean = inputs.mean_keepdim(0)?;
         let variances = inputs.broadcast_sub(&mean)?.sqr()?.mean(0)?;
-        let std = variances.sqrt()?.maximum(1e-6)?; // of what never changes, too
-        self.input_statistics = [mean.squeeze(0)?.to_vec1()?, std.to_vec1()?];
+        let std = variances.sqrt()?.to_vec1()?.into_iter().map(|std: f32| if std > 1e-6 { std } else { 1.0 });
+        self.input_statistics = [mean.squeeze(0)?.to_vec1()?, std.collect()]; // 1 for what has never changed
         Ok(())
     }
 
@@ -307,22 +310,24 @@ impl Mbpo {
         Ok(errors[self.elites[0]])
     }
 
-    /// One step of rollouts, by the elites that `choices` `[batch]` are, with noise for a and for (r, s').
-    fn imagine(&self, observations: &Tensor, choices: &Tensor, noise: [&Tensor; 2]) -> Result<Batch> {
-        let actions = self.policy(observations, noise[0])?.0.detach(); // a ~ π_φ(·|s)
+    /// One step of rollouts by elites `choices` `[batch]`, with noise for a and (r, s'); s' of those that go on.
+    fn imagine(&self, states: &Tensor, choices: &Tensor, noise: [&Tensor; 2]) -> Result<(Batch, Tensor)> {
+        let actions = self.policy(states, noise[0])?.0.detach(); // a ~ π_φ(·|s)
         let mut y = noise[1].zeros_like()?; // (r, s' − s), [batch, 1 + observation_dim]
         for (choice, &elite) in self.elites.iter().enumerate() {
-            let (mean, v) = self.predict(&self.members[elite], observations, &actions)?;
+            let (mean, v) = self.predict(&self.members[elite], states, &actions)?;
             let chosen = choices.eq(choice as u32)?.to_dtype(DType::F32)?.unsqueeze(1)?; // 1 or 0, [batch, 1]
             // μ_i + exp(v_i / 2) ε
             y = (y + (mean + ((v / 2.0)?.exp()? * noise[1])?)?.broadcast_mul(&chosen)?)?.detach();
         }
-        let (observations, rewards) = (observations.clone(), y.narrow(1, 0, 1)?);
+        let (observations, rewards) = (states.clone(), y.narrow(1, 0, 1)?);
         let next_observations = (&observations + y.narrow(1, 1, observations.dim(1)?)?)?;
         let ends = |s: &Vec<f32>| f32::from(u8::from((self.terminates)(s)));
-        let terminated: Vec<f32> = next_observations.to_vec2()?.iter().map(ends).collect();
-        let terminated = Tensor::new(terminated, self.action_bias.device())?.unsqueeze(1)?;
-        Ok(Batch { observations, actions, rewards, next_observations, terminated })
+        let ends: Vec<f32> = next_observations.to_vec2()?.iter().map(ends).collect();
+        let alive = (0_u32..).zip(&ends).filter(|(_, end)| **end == 0.0).map(|(row, _)| row);
+        let alive = next_observations.index_select(&Tensor::from_iter(alive, y.device())?, 0)?;
+        let terminated = Tensor::new(ends, y.device())?.unsqueeze(1)?;
+        Ok((Batch { observations, actions, rewards, next_observations, terminated }, alive))
     }
 
     /// One step of critics, actor, temperature and averages, with noise for a' and ã. Returns losses and α.
@@ -363,7 +368,7 @@ fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, action_dim) = envs.spec().box_to_box("mbpo")?;
     let (action_bias, action_scale) = envs.spec().action_range("mbpo")?;
-    let learning_starts = args.learning_starts.max(2); // one transition to learn from, one held out
+    let (device, learning_starts) = (args.run.device()?, args.learning_starts.max(2)); // one is held out
     let mut rng = learner_rng(args.run.seed);
     let mut mbpo = Mbpo::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
     let [mut replay, mut held_out] = [(); 2].map(|()| ReplayBuffer::default());
@@ -403,14 +408,12 @@ fn train(args: Args) -> Result<()> {
             continue;
         }
         // Fit the model.
-        let device = args.run.device()?;
         if (global_step - learning_starts).is_multiple_of(args.model_train_frequency) {
             mbpo.fit_normalizer(&replay.sample(replay.rewards.len(), &mut rng, &device)?)?;
             let mut model_loss = 0.0;
             for _ in 0..args.model_train_frequency {
                 let sample = |_| replay.sample(args.batch_size, &mut rng, &device);
-                let batches: Vec<_> = (0..MEMBERS).map(sample).collect::<Result<_>>()?;
-                model_loss = mbpo.update_model(&batches)?;
+                model_loss = mbpo.update_model(&(0..MEMBERS).map(sample).collect::<Result<Vec<_>>>()?)?;
             }
             run.log(global_step, "losses/model_loss", model_loss)?;
             let held_out_error = mbpo.choose_elites(&held_out.sample(1000, &mut rng, &device)?)?;
@@ -427,12 +430,9 @@ fn train(args: Args) -> Result<()> {
             let mut noise = |columns| mbpo.noise(rows, columns, &mut rng);
             let (for_a, for_y) = ((noise(action_dim)? * args.rollout_noise)?, noise(1 + observation_dim)?);
             let (for_next_a, for_new_a) = (noise(action_dim)?, noise(action_dim)?);
-            let imagined = mbpo.imagine(&states, &choices, [&for_a, &for_y])?;
+            let (imagined, alive) = mbpo.imagine(&states, &choices, [&for_a, &for_y])?;
             let losses = mbpo.update_learner(&imagined, [&for_next_a, &for_new_a])?;
-            // Rollouts that have terminated go no further.
-            let terminated: Vec<f32> = imagined.terminated.flatten_all()?.to_vec1()?;
-            let alive: Vec<u32> = (0..).zip(terminated).filter(|t| t.1 == 0.0).map(|t| t.0).collect();
-            states = imagined.next_observations.index_select(&Tensor::new(alive, &device)?, 0)?;
+            states = alive; // rollouts that have terminated go no further
             if update == 0 && global_step.is_multiple_of(100) {
                 let names = ["qf1_loss", "qf2_loss", "actor_loss", "alpha_loss", "alpha"];
                 for (name, loss) in names.iter().zip(losses) {

@@ -73,13 +73,14 @@ fn select(batch: &Batch, indices: &[u32]) -> Batch {
 
 /// MBPO with the recording's sizes, bounds, hyper-parameters, parameters and elites, normalised by its batch;
 /// that batch, and those of the members.
-fn recorded(recording: &Recording) -> (Mbpo, Batch, Vec<Batch>) {
+fn recorded(recording: &Recording, silu: bool) -> (Mbpo, Batch, Vec<Batch>) {
     let number = |name: &str| recording.number(name);
     let (low, high) = (recording.numbers("low"), recording.numbers("high"));
     let middle: Vec<f32> = low.iter().zip(&high).map(|(l, h)| ((l + h) / 2.0) as f32).collect();
     let half: Vec<f32> = low.iter().zip(&high).map(|(l, h)| ((h - l) / 2.0) as f32).collect();
     let args = args(&[
         "--hidden-size=32",
+        &format!("--silu={silu}"),
         &format!("--gamma={}", number("gamma")),
         &format!("--tau={}", number("tau")),
         &format!("--learning-rate={}", number("model_lr")),
@@ -110,10 +111,9 @@ fn recorded(recording: &Recording) -> (Mbpo, Batch, Vec<Batch>) {
 }
 
 /// Everything that is computed in one update of the model, three steps of rollouts and one of the learner.
-#[test]
-fn recorded_update() {
-    let mut recording = Recording::open("mbpo");
-    let (mut mbpo, batch, batches) = recorded(&recording);
+fn one_update(name: &str, silu: bool) {
+    let mut recording = Recording::open(name);
+    let (mut mbpo, batch, batches) = recorded(&recording, silu);
     recording.close("expected/input_mean", &mbpo.input_statistics[0][..]);
     recording.close("expected/input_std", &mbpo.input_statistics[1][..]);
 
@@ -135,22 +135,28 @@ fn recorded_update() {
     let step = recording.number("model_lr");
     recording.parameters("expected/parameters", &mbpo.model_parameters, MODEL, step);
 
-    // Here all rows go on, as in the recording; `train` drops those that have terminated.
+    // Here all rows go on, as in the recording, which marks those that `train` drops.
     let model = values(&mbpo.model_parameters);
     let choices = recording.integers("noise/elite_choices");
     let [action_noise, transition_noise] =
         ["noise/normal_rollout_actions", "noise/normal_rollout_transitions"].map(|n| recording.tensor(n));
-    let (mut states, mut steps) = (batch.observations.clone(), Vec::new());
+    let (mut states, mut steps, mut valid) = (batch.observations.clone(), Vec::new(), vec![1.0; 32]);
     for k in 0..3 {
         let chosen = Tensor::new(&choices[32 * k..32 * (k + 1)], &Device::Cpu).unwrap();
         let noise = [action_noise.get(k).unwrap(), transition_noise.get(k).unwrap()];
-        let step = mbpo.imagine(&states, &chosen, [&noise[0], &noise[1]]).unwrap();
+        let (step, alive) = mbpo.imagine(&states, &chosen, [&noise[0], &noise[1]]).unwrap();
         let name = |what: &str| format!("expected/rollout_{}/{what}", k + 1);
         recording.within(&name("observations"), &step.observations, 1e-4, 1e-5);
         recording.within(&name("actions"), &step.actions, 1e-4, 1e-5);
         recording.within(&name("rewards"), &step.rewards, 1e-4, 1e-5);
         recording.within(&name("next_observations"), &step.next_observations, 1e-4, 1e-5);
         recording.equal(&name("terminated"), &step.terminated);
+        recording.equal(&name("valid"), &valid[..]);
+        let ends = floats(&step.terminated);
+        valid = valid.iter().zip(&ends).map(|(valid, end)| valid * (1.0 - end)).collect();
+        let going: Vec<u32> = (0..32).filter(|row| ends[*row as usize] == 0.0).collect();
+        let going = step.next_observations.index_select(&Tensor::new(going, &Device::Cpu).unwrap(), 0);
+        assert_eq!(floats(&alive), floats(&going.unwrap()));
         states = step.next_observations.clone();
         steps.push(step);
     }
@@ -178,11 +184,26 @@ fn recorded_update() {
     recording.finish();
 }
 
-/// Ten times the model, the first step of a rollout, and the learner.
+#[test]
+fn recorded_update() {
+    one_update("mbpo", false);
+}
+
+#[test]
+fn recorded_update_with_silu() {
+    one_update("mbpo__silu", true);
+}
+
 #[test]
 fn recorded_update_ten_times() {
-    let mut recording = Recording::open("mbpo");
-    let (mut mbpo, batch, batches) = recorded(&recording);
+    ten_updates("mbpo", false);
+    ten_updates("mbpo__silu", true);
+}
+
+/// Ten times the model, the first step of a rollout, and the learner.
+fn ten_updates(name: &str, silu: bool) {
+    let mut recording = Recording::open(name);
+    let (mut mbpo, batch, batches) = recorded(&recording, silu);
     let choices = Tensor::new(&recording.integers("noise/elite_choices")[..32], &Device::Cpu).unwrap();
     let noise = [
         recording.tensor("noise/normal_rollout_actions").get(0).unwrap(),
@@ -193,7 +214,7 @@ fn recorded_update_ten_times() {
     let mut series = [const { Vec::<f32>::new() }; 5];
     for _ in 0..10 {
         series[0].push(mbpo.update_model(&batches).unwrap());
-        let step = mbpo.imagine(&batch.observations, &choices, [&noise[0], &noise[1]]).unwrap();
+        let (step, _) = mbpo.imagine(&batch.observations, &choices, [&noise[0], &noise[1]]).unwrap();
         let losses = mbpo.update_learner(&step, [&noise[2], &noise[3]]).unwrap();
         for i in 0..4 {
             series[1 + i].push(losses[i]);
@@ -283,6 +304,49 @@ fn imagined_episodes_end_as_the_environments_do() {
     assert!(ends > 10);
 }
 
+/// With parameters of 0 a member predicts that nothing changes, and noise of 0 adds nothing to that.
+#[test]
+fn a_rollout_stops_where_its_episode_ends_and_all_may_stop_at_once() {
+    let args = args(&["--env-id=ContinuousCartPole-v0", "--hidden-size=8"]);
+    let mut mbpo = Mbpo::new(4, (&[0.0], &[1.0]), &args, &mut rng(3, 0)).unwrap();
+    mbpo.elites = vec![3, 1];
+    let names = mbpo.model_parameters.named_vars();
+    for (_, var) in names.iter().filter(|(name, _)| !name.contains("log_variance")) {
+        var.set(&var.zeros_like().unwrap()).unwrap();
+    }
+    let step = |states: &Tensor| {
+        let rows = states.dim(0).unwrap();
+        let zeros = |columns| Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap();
+        let choices = Tensor::from_iter((0..rows as u32).map(|row| row % 2), &Device::Cpu).unwrap();
+        mbpo.imagine(states, &choices, [&zeros(1), &zeros(5)]).unwrap()
+    };
+    let going = [[1.0, 0.0, 0.1, 0.0], [-2.3, 5.0, -0.2, 5.0]];
+    let over = [[2.5, 0.0, 0.0, 0.0], [0.0, 0.0, -0.22, 0.0]];
+    let (imagined, alive) = step(&tensor(&[over[0], going[0], over[1], going[1]].concat(), 4));
+    assert_eq!(floats(&imagined.next_observations), [over[0], going[0], over[1], going[1]].concat());
+    assert_eq!(floats(&imagined.terminated), [1.0, 0.0, 1.0, 0.0]);
+    assert_eq!(floats(&alive), going.concat());
+    assert_eq!(floats(&step(&alive).1), going.concat());
+
+    let (imagined, alive) = step(&tensor(&over.concat(), 4));
+    assert_eq!(floats(&imagined.terminated), [1.0, 1.0]);
+    assert_eq!(alive.dims(), [0, 4]);
+}
+
+#[test]
+fn what_has_never_changed_is_not_divided_by_zero() {
+    let mut mbpo = small(&[]);
+    let batch = Batch {
+        observations: tensor(&[0.5, -3.0, 0.5, 5.0], 2),
+        actions: tensor(&[2.0, 2.0], 1),
+        rewards: tensor(&[0.0, 0.0], 1),
+        next_observations: tensor(&[0.5, 5.0, 0.5, 1.0], 2),
+        terminated: tensor(&[0.0, 0.0], 1),
+    };
+    mbpo.fit_normalizer(&batch).unwrap();
+    assert_eq!(mbpo.input_statistics, [vec![0.5, 1.0, 2.0], vec![1.0, 4.0, 1.0]]);
+}
+
 #[test]
 fn greedy_actions_are_those_without_noise_and_stay_within_the_bounds() {
     let mbpo = small(&[]);
@@ -363,4 +427,23 @@ fn pinned_run() {
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
+}
+
+/// Rollouts of up to four steps that terminate, of two together or one by one; members with SiLU units.
+#[test]
+fn pinned_run_with_terminations() {
+    let flags = [
+        "--env-id=ContinuousCartPole-v0",
+        "--total-timesteps=200",
+        "--learning-starts=40",
+        "--model-train-frequency=40",
+        "--updates-per-step=4",
+        "--rollout-length=4",
+        "--rollout-noise=1.5",
+        "--hidden-size=16",
+        "--batch-size=2",
+        "--silu=true",
+        "--eval-episodes=2",
+    ];
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "terminations", &flags, train);
 }

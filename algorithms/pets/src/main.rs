@@ -20,13 +20,16 @@
 //!              μ ← β μ + (1 − β) mean(E),  σ² ← β σ² + (1 − β) variance(E)
 //! ```
 //!
-//! The first action of μ is taken, and the next plan begins with the rest. As in the paper, rewards and ends
-//! of episodes are not learned but known: mbrl-lib's functions of states.
+//! The first action of μ is taken, and the next plan begins with the rest. As in the paper, rewards are not
+//! learned but known; ends of episodes, which its tasks do not have, are known too, and nothing is earned after
+//! them: both are mbrl-lib's functions of states. The members share their bounds of v, which begin at 0.5 and
+//! −10, as in the authors' program (handful-of-trials).
 //!
 //! Deviations from the paper: networks are smaller, and rectified (`--silu true` is the paper's); plans and
-//! particles are fewer; there is no weight decay; the members share their bounds of v, at first the authors'
-//! 0.5 and −10; samples of plans are clamped to the actions' bounds, where theirs are of a truncated normal
-//! distribution; TS∞ draws members for each plan; the model is fitted every train_frequency steps.
+//! particles are fewer; there is no weight decay; samples of plans are clamped to the actions' bounds, where the
+//! authors' are truncated at 2 σ, with σ at most half of the distance to the nearer bound; all rounds are gone
+//! through, where theirs end at small variances; TS∞ draws members for each plan; the model is fitted every
+//! train_frequency steps.
 //!
 //! Run `cargo run -p pets`: 193 to 200 of 200 after 1000 steps, in ten seconds (seeds 1 to 5; mbrl-lib's
 //! example trains for 5000: conf/overrides/pets_cartpole.yaml).
@@ -41,7 +44,7 @@ use common::{Run, cli, cli::RunArgs};
 use rand::{RngExt, seq::SliceRandom};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
-use std::process::ExitCode;
+use std::{cell::RefCell, process::ExitCode};
 
 /// PETS: plans with an ensemble of networks that know what they do not know
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -142,10 +145,9 @@ impl Dataset {
     /// All of it as the model sees it: (s, a), `[len, observation_dim + action_dim]`, and s' − s.
     fn inputs_and_differences(&self, device: &Device) -> Result<(Tensor, Tensor)> {
         let column = |values: &[f32]| Tensor::from_slice(values, (self.len, ()), device);
-        let (observations, next_observations) =
-            (column(&self.observations)?, column(&self.next_observations)?);
+        let observations = column(&self.observations)?;
         let inputs = Tensor::cat(&[&observations, &column(&self.actions)?], 1)?;
-        Ok((inputs, (next_observations - observations)?))
+        Ok((inputs, (column(&self.next_observations)? - observations)?))
     }
 }
 
@@ -168,11 +170,8 @@ impl Cem {
     fn sample(&self, noise: &[f32]) -> Vec<f32> {
         let distribution = self.mean.iter().zip(&self.std).cycle();
         // Aⁱ ~ N(μ, σ²), clamped to the action space
-        noise
-            .iter()
-            .zip(distribution)
-            .map(|(epsilon, (mu, sigma))| (mu + sigma * epsilon).clamp(-1.0, 1.0))
-            .collect()
+        let sample = |(epsilon, (mu, sigma)): (&f32, (&f32, &f32))| (mu + sigma * epsilon).clamp(-1.0, 1.0);
+        noise.iter().zip(distribution).map(sample).collect()
     }
 
     /// Moves μ and σ to the elites E among plans with these returns.
@@ -257,7 +256,7 @@ impl Pets {
     fn update_statistics(&self, inputs: &Tensor) -> Result<()> {
         let mean = inputs.mean_keepdim(0)?;
         let std = inputs.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-        let std = (&std + std.eq(0.0)?.to_dtype(DType::F32)?)?;
+        let std = (&std + std.lt(1e-6)?.to_dtype(DType::F32)?)?; // a rounded mean leaves no exact 0
         Ok(self.statistics.set_values(&Tensor::cat(&[mean, std], 1)?.flatten_all()?.to_vec1()?)?)
     }
 
@@ -367,8 +366,8 @@ impl Pets {
                 let noise: Vec<f32> = StandardNormal.sample_iter(&mut *rng).take(size).collect();
                 tried.extend(plan.sample(&noise));
             }
-            let members = |_| rng.random_range(0..self.members.len());
-            let members: Vec<usize> = (0..horizon * count).map(members).collect();
+            let draw = |_| rng.random_range(0..self.members.len());
+            let members: Vec<usize> = (0..horizon * count).map(draw).collect();
             let normal = Init::Randn { mean: 0.0, stdev: 1.0 };
             let noise = normal.tensor((horizon, count, dim), rng, &self.device)?;
             let returns =
@@ -437,12 +436,13 @@ fn train(args: Args) -> Result<()> {
 
     let model = ("model", &mut pets.parameters as &mut dyn Model);
     run.save_or_load_model(&mut [model, ("statistics", &mut pets.statistics)])?;
-    // Random numbers begin anew, so that `--eval-only` draws the same.
-    let (mut plans, mut rng) = (Vec::new(), learner_rng(args.run.seed));
-    run.evaluate(|observations| {
-        plans.resize_with(observations.len() / pets.observation_dim, Cem::default);
-        pets.act(observations, &mut plans, &mut rng)
-    })?;
+    // Plans begin anew with the episodes, and random numbers too, so that `--eval-only` draws the same.
+    let (plans, mut rng) = (RefCell::new(Vec::new()), learner_rng(args.run.seed));
+    let make = |num_envs, seed| {
+        plans.replace((0..num_envs).map(|_| Cem::default()).collect());
+        VecEnv::make_for_evaluation(&args.run.env_id, num_envs, seed)
+    };
+    run.evaluate_on(make, |observations| pets.act(observations, &mut plans.borrow_mut(), &mut rng))?;
     Ok(())
 }
 
