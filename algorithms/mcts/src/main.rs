@@ -27,13 +27,17 @@
 //! loses: `G ← r − γ G`.
 //!
 //! Deviations and choices. As in the paper, an action may lead to several states, each a node; a model
-//! that never leads to the same state twice gets a tree one action deep. UCT's bound wants returns in
-//! [0, 1]: the mean in S is scaled by the least and greatest return of the search so far (as in MuZero,
-//! Schrittwieser et al. 2020, by values); `--normalize-values=false` has the plain formula. A simulation
-//! sees --horizon steps, as in the paper's experiments, and reckons with nothing beyond; nor beyond the
-//! time limit. C is half of what the theory asks for, which spends less on moves that are known to be
-//! worse. Trees are not kept from one move to the next. The model is the environment's own: there is
-//! nothing to save, training steps are steps of planned episodes, and `--eval-only` plans others.
+//! that never leads to the same state twice gets a tree one action deep. One node joins the tree in a
+//! simulation (Coulom), and two ways to the same state are two nodes; the paper keeps averages by state and
+//! depth for all that was visited. The action tried most is taken, the paper's is the one of the greatest
+//! mean. UCT's bound wants returns in [0, 1]: the mean in S is scaled by the least and greatest return of
+//! the search so far (as in MuZero, Schrittwieser et al. 2020, by values); `--normalize-values=false` has
+//! the plain formula. A simulation sees --horizon steps, as in the paper's experiments, and reckons with
+//! nothing beyond; nor beyond the time limit. S is the survey's, with a 2 under the root that the paper has
+//! not: it is UCB1 at C = ½, and the survey's C is 1/√2. Ours is half of that, 0.7 of UCB1's, which spends
+//! less on moves that are known to be worse. Trees are not kept from one move to the next. The model is the
+//! environment's own: there is nothing to save, training steps are steps of planned episodes, and
+//! `--eval-only` plans others.
 //!
 //! Run `cargo run -p mcts`: against random moves it wins 99 % of its games of tic-tac-toe and loses none,
 //! and draws `search_tree.png`, what it thought of on the first move. Exactly: 98.96 %, for means keep the
@@ -78,7 +82,7 @@ struct Args {
     /// Steps that a simulation looks ahead, those within the tree among them
     #[arg(long, default_value_t = 20, value_parser = cli::positive)]
     horizon: usize,
-    /// Weight of trying what was tried less, C (1/√2 in the literature, for returns in [0, 1])
+    /// Weight of trying what was tried less, C (½ is UCB1's, 1/√2 the survey's, for returns in [0, 1])
     #[arg(long, default_value_t = 0.35, value_parser = cli::non_negative)]
     exploration: f64,
     /// Scale mean returns to [0, 1] before exploration is added
@@ -377,6 +381,10 @@ fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Mcts, Rng)> {
             "--two-player-model {model_id}: its actions are {known}, those of {id} {actions}"
         ));
     }
+    if args.two_player_model.is_some() && model.spec().id != "TicTacToe-v0-both" {
+        let id = &model.spec().id;
+        return invalid(format!("--two-player-model {id}: two move in turn only in TicTacToe-v0-both"));
+    }
     Ok((envs, Mcts::new(model, args)?, learner_rng(seed)))
 }
 
@@ -404,11 +412,14 @@ fn play(
     Ok(envs.running_returns()[0]) // of an environment without a time limit
 }
 
-/// The first evaluation episode, as `agent.gif`.
+/// The first evaluation episode, a thousand steps of it at most, as `agent.gif`.
 fn film(args: &Args, run: &Run) -> Result<()> {
     let mut gif = GifWriter::new(&run.dir().join("agent.gif"), 480, 320, 33)?;
     let (mut envs, mut mcts, mut rng) = set_up(args, evaluation_seed(args, 0))?;
     play(&mut mcts, &mut envs, &mut rng, |envs| {
+        if gif.frames() == 1000 {
+            return Ok(());
+        }
         let mut canvas = Canvas::new(480, 320);
         envs.draw(0, &mut canvas)?;
         gif.push(&canvas.rgb())

@@ -31,7 +31,8 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "mcts", "Discrete actions", "Box"]);
     let model = "--two-player-model";
     refuses(&[model, "CartPole-v1"], &[model, "CartPole-v1", "Discrete(2)", "TicTacToe-v0", "Discrete(9)"]);
-    refuses(&[model, "TicTacToe-v0-second"], &["TicTacToe-v0-second", "opponent's turn"]);
+    refuses(&[model, "TicTacToe-v0-second"], &["TicTacToe-v0-second", "in turn", "TicTacToe-v0-both"]);
+    refuses(&["--env-id", "CartPole-v1", model, "CartPole-v1"], &["CartPole-v1", "TicTacToe-v0-both"]);
     refuses(&["--num-simulations", "0"], &["'0'", "--num-simulations", "at least 1"]);
     refuses(&["--horizon", "0"], &["'0'", "--horizon", "at least 1"]);
     refuses(&["--exploration", "-1"], &["-1"]);

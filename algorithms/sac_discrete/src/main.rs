@@ -22,13 +22,14 @@
 //!
 //! Deviations from the paper:
 //! - k is 0.15, not 0.98: a policy that has to stay nearly uniform cannot balance a pole for long, and the
-//!   temperature grows without bound where it tries (CleanRL's `sac_atari.py` has 0.89 for that reason);
+//!   temperature grows without bound where it tries (CleanRL's `sac_atari.py` has 0.89, for stability in longer runs);
 //! - the critics' loss has no ½, and θ̄ are averages of every update, where the paper copies the critics
 //!   once in 8,000 steps (its settings: `--tau 1 --target-network-frequency 8000`). One update in
-//!   four steps is as in CleanRL, and so few in 100,000 steps that averages and step sizes must be quick;
+//!   four steps is the paper's, and so few in 100,000 steps that averages and step sizes must be quick;
 //! - vectors, or small images behind the single convolution of MinAtar's authors (Young & Tian 2019,
 //!   arXiv:1903.03176), instead of Atari's;
-//! - at first actions are uniformly random for learning_starts steps, as in CleanRL.
+//! - at first 1,000 steps are random, not 20,000; Adam's steps are 1e-3 and 2e-3, not 3e-4; batches are of
+//!   128, not 64; the replay buffer holds 100,000 transitions, not 1,000,000.
 //!
 //! Run `cargo run -p sac_discrete`: 500 on CartPole-v1 after 100,000 steps with fourteen seeds of fifteen (475
 //! is the return at which Gymnasium registers the task as solved). Images: `cargo run -p sac_discrete -- --env-id MinAtar/Breakout-v1
@@ -37,7 +38,7 @@
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, Space, VecEnv, learner_rng};
+use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
 use common::nn::{self, Adam, Categorical, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d};
 use common::nn::{copy_parameters, linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
@@ -350,8 +351,18 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (_, num_actions) = envs.spec().box_to_discrete("sac_discrete")?;
+    let space = &envs.spec().observation_space;
+    if space.shape().len() == 3 {
+        let (image, _) = envs.spec().image_to_discrete("sac_discrete")?;
+        if image.height < 3 || image.width < 3 {
+            let id = &envs.spec().id;
+            return invalid(format!(
+                "--env-id {id}: sac_discrete wants images of 3 x 3 or more, not {space}"
+            ));
+        }
+    }
     let mut rng = learner_rng(args.run.seed);
-    let mut sac = SacDiscrete::new(&envs.spec().observation_space, num_actions, &args, &mut rng)?;
+    let mut sac = SacDiscrete::new(space, num_actions, &args, &mut rng)?;
     let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
