@@ -129,6 +129,12 @@ impl Place {
         command.output().unwrap()
     }
 
+    /// What the picture `name` is drawn from.
+    fn numbers(&self, name: &str) -> serde_json::Value {
+        let path = self.path(&format!("results/figures/{name}.json"));
+        serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
+    }
+
     /// Runs it well; what the program was called with.
     fn log(&self, args: &[&str]) -> Vec<String> {
         let output = self.run(&[args, &["--jobs", "1"]].concat());
@@ -151,25 +157,19 @@ fn a_figure_is_drawn_again_without_running() {
     let page = fs::read_to_string(place.path("results/figures/README.md")).unwrap();
     assert!(page.contains("](over_steps.png)") && !page.contains("over_a_flag"), "{page}");
 
-    // From the files of its runs alone; those of settings that no line has go.
-    let older = place.path("results/figures/over_steps/ppo__CartPole-v1__gamma-9");
-    fs::create_dir(&older).unwrap();
-    fs::write(older.join("1.json"), "{}").unwrap();
+    // From its numbers alone: the files of its runs went when it was complete.
+    assert!(!place.path("results/figures/over_steps").exists());
     fs::remove_file(&picture).unwrap();
     fs::remove_dir_all(place.path("work")).unwrap();
     assert!(place.log(&["over_steps"]).is_empty());
-    assert!(!older.exists());
     assert!(first == fs::read(&picture).unwrap(), "another picture");
 
-    // One seed is missing, another is of older sources.
-    let result = |seed: u32| place.path(&format!("results/figures/over_steps/ppo__CartPole-v1/{seed}.json"));
-    fs::remove_file(result(1)).unwrap();
-    let mut value: serde_json::Value = serde_json::from_str(&fs::read_to_string(result(2)).unwrap()).unwrap();
-    assert_eq!(value["curves"]["charts/error"]["returns"], serde_json::json!([102.0, 202.0, 302.0, 402.0]));
-    value["source_digest"] = "00000000".into();
-    fs::write(result(2), value.to_string()).unwrap();
-    assert_eq!(place.log(&["over_steps", "--keep"]), ["1 gamma=0"]);
-    assert_eq!(place.log(&["over_steps"]), ["2 gamma=0"]);
+    // Of older sources.
+    let mut numbers = place.numbers("over_steps");
+    numbers["source_digest"] = "00000000".into();
+    fs::write(place.path("results/figures/over_steps.json"), numbers.to_string()).unwrap();
+    assert!(place.log(&["over_steps", "--keep"]).is_empty());
+    assert_eq!(place.log(&["over_steps"]), expected);
     assert!(first == fs::read(&picture).unwrap(), "another picture");
 }
 
@@ -183,17 +183,16 @@ fn a_sweep_runs_every_value_with_every_seed() {
         ["1 gamma=1", "2 gamma=1", "1 gamma=2", "2 gamma=2", "1 gamma=4", "2 gamma=4"].map(String::from);
     assert_eq!(place.log(&["over_a_flag"]), expected);
     assert!(place.path("results/figures/over_a_flag.png").exists());
-    // The mean of the last two rows: steps 300 and 400.
-    let result = place.path("results/figures/over_a_flag/ppo__CartPole-v1__gamma-4/2.json");
-    let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(result).unwrap()).unwrap();
-    assert_eq!(value["values"][0]["value"], 392.0);
-    // All figures: the other one is trained, this one is there.
+    // The mean over the two seeds of the last two rows: steps 300 and 400.
+    let line = &place.numbers("over_a_flag")["lines"][0];
+    assert_eq!(line["xs"], serde_json::json!([1.0, 2.0, 4.0]));
+    assert_eq!(line["mean"], serde_json::json!([361.5, 371.5, 391.5]));
+    // All figures: the others are trained, this one is there.
     assert_eq!(place.log(&[]).len(), 4 + 1);
-    let result = place.path("results/figures/over_episodes/ppo__CartPole-v1/1.json");
-    let value: serde_json::Value = serde_json::from_str(&fs::read_to_string(result).unwrap()).unwrap();
-    let curve = &value["curves"]["charts/episodic_return by row"];
-    assert_eq!(curve["steps"], serde_json::json!([1.0, 2.0, 3.0, 4.0]));
-    assert_eq!(curve["returns"], serde_json::json!([101.0, 201.0, 301.0, 401.0]));
+    let line = &place.numbers("over_episodes")["lines"][0];
+    let ends = |key: &str| (line[key][0].clone(), line[key].as_array().unwrap().last().cloned().unwrap());
+    assert_eq!(ends("xs"), (1.0.into(), 4.0.into()));
+    assert_eq!(ends("mean"), (101.0.into(), 401.0.into()));
 }
 
 #[test]
