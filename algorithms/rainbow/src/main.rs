@@ -24,16 +24,16 @@
 //! ```
 //!
 //! Deviations from the paper: a priority is ℓ, its KL(m ‖ p) plus the entropy of m; one draw of noise serves
-//! p and a*; vectors for images, and a layer without noise for convolutions; a step size that falls to zero
-//! and θ⁻ that follows in small steps (the reasons are in `dqn`); no noise in the evaluation.
+//! p and a*; MinAtar's one convolution for images; a dense layer without noise comes first; a step size that
+//! falls to zero and θ⁻ that follows in small steps (reasons: `dqn`); no noise in the evaluation.
 //!
 //! Run `cargo run -p rainbow`: 450 or more on CartPole-v1 after 100,000 steps in half a minute (solved: 475).
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, VecEnv, invalid, learner_rng};
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
+use common::nn::{self, Adam, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d, linear};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -131,24 +131,31 @@ impl NoisyLinear {
 
 /// ln p(s, ·), or Q(s, ·) where `n_atoms` is 1.
 struct Network {
-    first: Linear,                   // [observation_dim] → [hidden_size]
-    advantage: [NoisyLinear; 2],     // A: → [hidden_size] → [num_actions · n_atoms]
+    convolution: Option<Conv2d>, // of an image: [height, width, channels] → [height − 2, width − 2, 16]
+    first: Linear,               // → [hidden_size]
+    advantage: [NoisyLinear; 2], // A: → [hidden_size] → [num_actions · n_atoms]
     value: Option<[NoisyLinear; 2]>, // V: → [hidden_size] → [n_atoms]
+    space: Space,                // of observations
     n_atoms: usize,
     noisy: bool,
 }
 
 impl Network {
-    fn new(observation_dim: usize, num_actions: usize, args: &Args, vb: VarBuilder) -> Result<Self> {
+    fn new(space: &Space, num_actions: usize, args: &Args, vb: VarBuilder) -> Result<Self> {
+        let (mut convolution, mut inputs) = (None, space.size());
+        if let [height, width, channels] = space.shape()[..] {
+            convolution = Some(conv2d(channels, 16, 3, Default::default(), vb.pp("convolution"))?);
+            inputs = (height - 2) * (width - 2) * 16;
+        }
         let (hidden, n_atoms) = (args.hidden_size, if args.distributional { args.n_atoms } else { 1 });
         let stream = |outputs, vb: VarBuilder| -> Result<_> {
             let output = NoisyLinear::new(hidden, outputs, vb.pp("output"))?;
             Ok([NoisyLinear::new(hidden, hidden, vb.pp("hidden"))?, output])
         };
-        let first = linear(observation_dim, hidden, vb.pp("first"))?;
+        let first = linear(inputs, hidden, vb.pp("first"))?;
         let advantage = stream(num_actions * n_atoms, vb.pp("advantage"))?;
         let value = if args.dueling { Some(stream(n_atoms, vb.pp("value"))?) } else { None };
-        Ok(Self { first, advantage, value, n_atoms, noisy: args.noisy })
+        Ok(Self { convolution, first, advantage, value, space: space.clone(), n_atoms, noisy: args.noisy })
     }
 
     /// Standard normal numbers for all noisy layers.
@@ -162,7 +169,12 @@ impl Network {
     fn forward(&self, observations: &Tensor, noise: &[f32]) -> Result<Tensor> {
         // f(x) = sgn(x) √|x|; without noise zeros, which leave μ
         let mut noise = noise.iter().map(|x| x.signum() * x.abs().sqrt()).chain(std::iter::repeat(0.0));
-        let (batch, x) = (observations.dim(0)?, self.first.forward_relu(observations)?);
+        let (batch, mut x) = (observations.dim(0)?, observations.clone());
+        if let (Some(convolution), Space::Box { shape, high, .. }) = (&self.convolution, &self.space) {
+            let images = (x / f64::from(high[0]))?.reshape([&[batch], &shape[..]].concat())?; // of 0 to 1
+            x = convolution.forward_relu(&images)?.flatten_from(1)?;
+        }
+        let x = self.first.forward_relu(&x)?;
         let mut stream = |[hidden, output]: &[NoisyLinear; 2]| -> Result<Tensor> {
             let x = hidden.perturbed(&mut noise)?.forward_relu(&x)?;
             Ok(output.perturbed(&mut noise)?.forward(&x)?.reshape((batch, (), self.n_atoms))?)
@@ -252,16 +264,15 @@ impl ReplayBuffer {
             rows.push(node - sums.len() / 2);
         }
         // P(j) = ℓ_j^α / Σ ℓ^α,   w_j = (N P(j))^−β / max w
-        let weight = |&j: &usize| (len as f64 * sums[sums.len() / 2 + j] / sums[1]).powf(-beta);
-        let max = rows.iter().map(weight).fold(0.0, f64::max);
-        let weights = rows.iter().map(|j| (weight(j) / max) as f32);
+        let w = |&j: &usize| (len as f64 * sums[sums.len() / 2 + j] / sums[1]).powf(-beta);
+        let max_w = rows.iter().map(w).fold(0.0, f64::max);
         let gather = |column: &[f32]| {
             let width = column.len() / len;
             let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
             Tensor::from_vec(values.copied().collect(), (batch_size, width), device)
         };
         Ok(Batch {
-            weights: Tensor::from_iter(weights, device)?.unsqueeze(1)?,
+            weights: Tensor::from_iter(rows.iter().map(|j| (w(j) / max_w) as f32), device)?.unsqueeze(1)?,
             observations: gather(&self.observations)?,
             actions: Tensor::from_iter(rows.iter().map(|&j| self.actions[j]), device)?.unsqueeze(1)?,
             returns: gather(&self.returns)?,
@@ -274,12 +285,9 @@ impl ReplayBuffer {
 
 /// Writes `values` to a row of a column, which grows until it is full.
 fn write_row<T: Copy>(column: &mut Vec<T>, row: usize, values: &[T]) {
-    let start = row * values.len();
-    if start == column.len() {
-        column.extend_from_slice(values);
-    } else {
-        column[start..start + values.len()].copy_from_slice(values);
-    }
+    let (start, end) = (row * values.len(), (row + 1) * values.len());
+    column.resize(column.len().max(end), values[0]);
+    column[start..end].copy_from_slice(values);
 }
 
 /// What `x` `[batch, num_actions, n_atoms]` has for the actions `[batch, 1]`, `[batch, n_atoms]`.
@@ -300,15 +308,13 @@ struct Rainbow {
 }
 
 impl Rainbow {
-    fn new(observation_dim: usize, num_actions: usize, args: &Args) -> Result<Self> {
+    fn new(space: &Space, num_actions: usize, args: &Args) -> Result<Self> {
         let device = args.run.device()?;
         let (parameters, target_parameters) = (VarMap::new(args.run.seed), VarMap::new(args.run.seed));
-        let network = |parameters: &VarMap| {
-            let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
-            Network::new(observation_dim, num_actions, args, vb)
-        };
+        let vb = |parameters: &VarMap| VarBuilder::from_varmap(parameters, DType::F32, &device);
+        let network = |parameters: &VarMap| Network::new(space, num_actions, args, vb(parameters));
         let (network, target_network) = (network(&parameters)?, network(&target_parameters)?);
-        copy_parameters(&target_parameters, &parameters)?;
+        nn::copy_parameters(&target_parameters, &parameters)?;
         let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(1.5e-4); // the paper's
         let delta_z = (args.v_max - args.v_min) / (args.n_atoms - 1) as f64;
         let support = Tensor::arange(0, args.n_atoms as u32, &device)?.to_dtype(DType::F32)?.unsqueeze(0)?;
@@ -318,17 +324,15 @@ impl Rainbow {
 
     /// Q of what a network says, `[batch, num_actions, n_atoms]` to `[batch, num_actions]`.
     fn q_values(&self, outputs: &Tensor) -> Result<Tensor> {
-        match self.args.distributional {
-            // Q(s, a) = Σ_i z_i p_i(s, a)
-            true => Ok(outputs.exp()?.broadcast_mul(&self.support)?.sum(D::Minus1)?),
-            false => Ok(outputs.squeeze(2)?),
-        }
+        // Q(s, a) = Σ_i z_i p_i(s, a)
+        let mean = || outputs.exp()?.broadcast_mul(&self.support)?.sum(D::Minus1);
+        Ok(if self.args.distributional { mean() } else { outputs.squeeze(2) }?)
     }
 
-    /// argmax_a Q(s, a; θ) for each of `num_envs` observations.
-    fn act(&self, observations: &[f32], num_envs: usize, noise: &[f32]) -> Result<Vec<u32>> {
-        let observations = Tensor::from_slice(observations, (num_envs, ()), self.support.device())?;
-        Ok(self.q_values(&self.network.forward(&observations, noise)?)?.argmax(D::Minus1)?.to_vec1()?)
+    /// argmax_a Q(s, a; θ) for each of `[num_envs, observation_dim]` observations.
+    fn act(&self, observations: &[f32], noise: &[f32]) -> Result<Vec<u32>> {
+        let x = Tensor::from_slice(observations, ((), self.network.space.size()), self.support.device())?;
+        Ok(self.q_values(&self.network.forward(&x, noise)?)?.argmax(D::Minus1)?.to_vec1()?)
     }
 
     /// m, `[batch, n_atoms]`, or without distributions y, `[batch, 1]`.
@@ -345,10 +349,9 @@ impl Rainbow {
             return Ok((&batch.returns + &batch.discounts * next)?.detach());
         }
         // T_j = clip( R_t + γ^k (1 − terminated) z_j, v_min, v_max ), [batch, n_atoms]
-        let moved = batch.discounts.matmul(&self.support)?.broadcast_add(&batch.returns)?;
-        let moved = moved.clamp(v_min, v_max)?;
+        let t = batch.discounts.matmul(&self.support)?.broadcast_add(&batch.returns)?.clamp(v_min, v_max)?;
         // m_i = Σ_j max( 1 − |T_j − z_i| / Δz, 0 ) p_j(s_{t+k}, a*; θ⁻)
-        let distances = moved.unsqueeze(1)?.broadcast_sub(&self.support.t()?)?.abs()?; // [batch, i, j]
+        let distances = t.unsqueeze(1)?.broadcast_sub(&self.support.t()?)?.abs()?; // [batch, i, j]
         let shares = distances.affine(-((n_atoms - 1) as f64) / (v_max - v_min), 1.0)?.relu()?;
         Ok(shares.matmul(&next.exp()?.unsqueeze(2)?)?.squeeze(2)?.detach())
     }
@@ -371,7 +374,7 @@ impl Rainbow {
 
     /// θ⁻ ← (1 − τ) θ⁻ + τ θ
     fn update_target(&self) -> Result<()> {
-        Ok(soft_update(&self.target_parameters, &self.parameters, self.args.tau)?)
+        Ok(nn::soft_update(&self.target_parameters, &self.parameters, self.args.tau)?)
     }
 }
 
@@ -382,14 +385,12 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let Args { n_atoms, v_min, v_max, n_step, learning_starts, .. } = args;
     if n_atoms < 2 || v_min >= v_max {
-        return invalid(format!(
-            "--n-atoms {n_atoms}: at least 2; --v-min {v_min}: less than --v-max, {v_max}"
-        ));
+        return invalid(format!("--n-atoms {n_atoms}: at least 2; --v-min {v_min}: below --v-max, {v_max}"));
     }
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (observation_dim, num_actions) = envs.spec().box_to_discrete("rainbow")?;
+    let (_, num_actions) = envs.spec().box_to_discrete("rainbow")?;
     let mut rng = learner_rng(args.run.seed);
-    let mut rainbow = Rainbow::new(observation_dim, num_actions, &args)?;
+    let mut rainbow = Rainbow::new(&envs.spec().observation_space, num_actions, &args)?;
     let sums = vec![0.0; 2 * args.buffer_size.next_power_of_two()];
     let mut buffer = ReplayBuffer { sums, max_priority: 1.0, ..Default::default() };
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
@@ -409,10 +410,9 @@ fn train(args: Args) -> Result<()> {
         )?;
         let progress = global_step as f64 / run.total_timesteps as f64;
         rainbow.optimizer.learning_rate = (1.0 - progress) * args.learning_rate;
-
         // Act with noisy parameters, or else ε-greedily with ε = 0.05, and store what happened.
         let observation = envs.observations().to_vec(); // [observation_dim]
-        let mut action = rainbow.act(&observation, 1, &rainbow.network.sample_noise(&mut rng))?; // [1]
+        let mut action = rainbow.act(&observation, &rainbow.network.sample_noise(&mut rng))?; // [1]
         if !args.noisy && rng.random::<f64>() < 0.05 {
             action[0] = rng.random_range(0..num_actions as u32);
         }
@@ -442,7 +442,7 @@ fn train(args: Args) -> Result<()> {
     }
 
     run.save_or_load_model(&mut rainbow.parameters)?;
-    run.evaluate(|observations| rainbow.act(observations, observations.len() / observation_dim, &[]))?;
+    run.evaluate(|observations| rainbow.act(observations, &[]))?;
     Ok(())
 }
 

@@ -114,7 +114,7 @@ fn recorded_update() {
         &format!("--gamma={}", number("gamma")),
         &format!("--learning-rate={}", number("learning_rate")),
     ]);
-    let mut rainbow = Rainbow::new(4, 2, &args).unwrap();
+    let mut rainbow = Rainbow::new(&Space::uniform(4, -1.0, 1.0), 2, &args).unwrap();
     assert_eq!(rainbow.optimizer.eps, 1.5e-4);
     rainbow.optimizer.eps = recording.number("adam_epsilon");
     recording.set(&rainbow.parameters, ONLINE);
@@ -215,7 +215,7 @@ fn recorded_update() {
 /// A learner on three numbers and two actions whose target network is another one.
 fn learner(flags: &[&str]) -> Rainbow {
     let small = ["--hidden-size=6", "--n-atoms=5", "--v-min=-2", "--v-max=2", "--gamma=0.5"];
-    let rainbow = Rainbow::new(3, 2, &args(&[&small, flags].concat())).unwrap();
+    let rainbow = Rainbow::new(&Space::uniform(3, -1.0, 1.0), 2, &args(&[&small, flags].concat())).unwrap();
     for (i, (_, var)) in rainbow.target_parameters.named_vars().into_iter().enumerate() {
         var.set(&(var.as_detached_tensor() * (1.5 + 0.1 * i as f64)).unwrap()).unwrap();
     }
@@ -332,7 +332,7 @@ fn parts_that_are_left_out_have_no_parameters_and_no_effect() {
 
 #[test]
 fn noise_perturbs_every_noisy_weight_and_is_standard_normal() {
-    let rainbow = Rainbow::new(3, 2, &args(&["--hidden-size=100"])).unwrap();
+    let rainbow = Rainbow::new(&Space::uniform(3, -1.0, 1.0), 2, &args(&["--hidden-size=100"])).unwrap();
     let mut rng = rng(1, 0);
     let noise = rainbow.network.sample_noise(&mut rng);
     let count = noise.len() as f32;
@@ -373,8 +373,8 @@ fn actions_are_greedy_in_the_perturbed_values() {
     let rainbow = learner(&["--v-min=-100", "--v-max=100"]);
     let observations: Vec<f32> = (0..900).map(|i| (i as f32 * 0.7).sin() * 3.0).collect();
     let noise: Vec<f32> = (0..51).map(|i| ((i * i) as f32).cos() * 4.0).collect();
-    let greedy = rainbow.act(&observations, 300, &[]).unwrap();
-    let noisy = rainbow.act(&observations, 300, &noise).unwrap();
+    let greedy = rainbow.act(&observations, &[]).unwrap();
+    let noisy = rainbow.act(&observations, &noise).unwrap();
     assert_ne!(noisy, greedy);
     let input = Tensor::from_slice(&observations, (300, 3), &Device::Cpu).unwrap();
     for (noise, actions) in [(&[][..], greedy), (&noise, noisy)] {
@@ -389,6 +389,24 @@ fn actions_are_greedy_in_the_perturbed_values() {
 }
 
 #[test]
+fn images_are_brought_to_numbers_from_0_to_1_and_convolved() {
+    let space = |high: f32| Space::Box { shape: vec![4, 5, 2], low: vec![0.0; 40], high: vec![high; 40] };
+    let args = args(&["--hidden-size=8", "--n-atoms=7"]);
+    let [bytes, unit] = [255.0, 1.0].map(|high| Rainbow::new(&space(high), 3, &args).unwrap());
+    let names: Vec<String> = bytes.parameters.named_vars().into_iter().map(|(name, _)| name).collect();
+    assert!(names.contains(&"convolution.weight".to_string()), "{names:?}");
+    let pixels: Vec<f32> = (0..80).map(|i| (37 * i % 256) as f32).collect();
+    let pixels = Tensor::from_vec(pixels, (2, 40), &Device::Cpu).unwrap();
+    let outputs = bytes.network.forward(&pixels, &[]).unwrap();
+    assert_eq!(outputs.dims(), [2, 3, 7]);
+    let scaled = unit.network.forward(&(&pixels / 255.0).unwrap(), &[]).unwrap();
+    assert_abs_diff_eq!(floats(&outputs)[..], floats(&scaled)[..], epsilon = 1e-5);
+    // The convolution sees a pixel beside those around it: in another order the image is another.
+    let mirrored = unit.network.forward(&(pixels / 255.0).unwrap().flip(&[1]).unwrap(), &[]).unwrap();
+    assert_ne!(floats(&scaled), floats(&mirrored));
+}
+
+#[test]
 fn the_target_network_moves_a_share_of_the_way() {
     let rainbow = learner(&["--tau=0.1"]);
     let (target, online) = (values_of_target(&rainbow), values(&rainbow.parameters));
@@ -400,7 +418,7 @@ fn the_target_network_moves_a_share_of_the_way() {
         let expected: Vec<f32> = before.iter().zip(online).map(|(b, o)| 0.9 * b + 0.1 * o).collect();
         assert_abs_diff_eq!(after[..], expected[..], epsilon = 1e-6);
     }
-    let fresh = Rainbow::new(3, 2, &args(&[])).unwrap();
+    let fresh = Rainbow::new(&Space::uniform(3, -1.0, 1.0), 2, &args(&[])).unwrap();
     assert_eq!(values(&fresh.parameters), values_of_target(&fresh));
 }
 
@@ -412,14 +430,14 @@ fn the_buffer_holds_windows_of_what_happened_and_overwrites_its_oldest() {
         let flags = ["--hidden-size=8", "--gamma=0.5", "--buffer-size=7", &format!("--n-step={n_step}")];
         let args = args(&flags);
         let (mut envs, log) = scripted(1, View::Vector, Space::Discrete { n: 2 }, SCRIPT);
-        let rainbow = Rainbow::new(3, 2, &args).unwrap();
+        let rainbow = Rainbow::new(&Space::uniform(3, -1.0, 1.0), 2, &args).unwrap();
         let mut buffer = buffer(&args);
         let mut rng = rng(1, 0);
         let mut kinds = [false; 4]; // ends by termination, truncation, both; windows cut short
         for _ in 0..40 {
             let observation = envs.observations().to_vec();
             let noise = rainbow.network.sample_noise(&mut rng);
-            let action = rainbow.act(&observation, 1, &noise).unwrap();
+            let action = rainbow.act(&observation, &noise).unwrap();
             envs.step(&action).unwrap();
             buffer.store(&observation, action[0], &envs, &args);
             let happened = log.transitions();

@@ -19,6 +19,8 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn a_trained_model_evaluates_alike() {
     regression::evaluates_alike(RAINBOW, SHORT);
+    let images = ["--env-id", "Catch-v0", "--v-min", "-1", "--v-max", "1"];
+    regression::evaluates_alike(RAINBOW, &[SHORT, &images].concat());
 }
 
 #[test]
@@ -32,7 +34,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--n-atoms", "1"], &["--n-atoms 1", "at least 2"]);
-    refuses(&["--v-min", "100"], &["--v-min 100", "less than --v-max, 100"]);
+    refuses(&["--v-min", "100"], &["--v-min 100", "below --v-max, 100"]);
     refuses(&["--n-step", "0"], &["'0'", "--n-step", "at least 1"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--noisy", "maybe"], &["'maybe'", "--noisy", "true"]);
