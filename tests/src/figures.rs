@@ -580,6 +580,7 @@ impl Figure {
             env_id: line.env_id.clone(),
             steps: line.steps,
             args: args.to_vec(),
+            config: None,
             variant: variant(args),
             measures: Vec::new(),
             curves: Vec::new(),

@@ -46,6 +46,8 @@ pub struct Entry {
     pub steps: usize,
     /// Further flags.
     pub args: Vec<String>,
+    /// The file that has all of these, from the project's root, if one has.
+    pub config: Option<String>,
     /// A name for these flags; empty where there are none.
     pub variant: String,
     /// The numbers that are taken from each run; at least one.
@@ -113,7 +115,14 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
                     tier,
                     family: thresholds.family.clone(),
                     algorithm: thresholds.algorithm.clone(),
-                    variant: entry.variant.unwrap_or_else(|| variant(&entry.args)),
+                    variant: match (entry.variant, &entry.config) {
+                        (Some(variant), _) => variant,
+                        (None, Some(_)) => "config".to_string(),
+                        (None, None) => variant(&entry.args),
+                    },
+                    config: entry
+                        .config
+                        .map(|name| format!("algorithms/{}/configs/{name}.toml", thresholds.algorithm)),
                     env_id: entry.env_id,
                     steps: entry.steps,
                     args: entry.args,

@@ -573,6 +573,7 @@ mod tests {
 
     fn gate(direction: Direction, threshold: f64, floor: f64) -> Entry {
         Entry {
+            config: None,
             env_id: "CartPole-v1".into(),
             steps: 10,
             args: vec![],

@@ -360,10 +360,12 @@ fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
             page += &format!("{}. {note}\n", i + 1);
         }
         page += "\n```sh\n";
-        for Row { entry: Entry { env_id, steps, args, .. }, .. } in &rows {
-            let flags: String = args.iter().map(|arg| format!(" {arg}")).collect();
-            page +=
-                &format!("cargo run -p {algorithm} -- --env-id {env_id} --total-timesteps {steps}{flags}\n");
+        for Row { entry: Entry { env_id, steps, args, config, .. }, .. } in &rows {
+            let flags = match config {
+                Some(file) => format!("--config {file}"),
+                None => [&[format!("--env-id {env_id} --total-timesteps {steps}")], &args[..]].concat().join(" "),
+            };
+            page += &format!("cargo run -p {algorithm} -- {flags}\n");
         }
         page += "```\n";
         let curves: Vec<&&&Row> = rows.iter().filter(|row| row.has_curve()).collect();

@@ -22,6 +22,10 @@
 //! std = 1.32
 //! label = "CleanRL"
 //! source = "CleanRL (vwxyzjn/cleanrl at fe8d8a03, docs/benchmark), 3 seeds"
+//!
+//! [[benchmark]]
+//! config = "LunarLander-v3"                     # configs/LunarLander-v3.toml, as `--config` reads it
+//! metric = "eval/episodic_return"               # environment, steps and flags are in there
 //! ```
 
 use crate::paths;
@@ -59,9 +63,14 @@ pub struct Thresholds {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
+    /// The settings for an environment that are in `configs/NAME.toml` of the algorithm's folder; it
+    /// has `env_id`, `total_timesteps` and the flags, which the entry then has not.
+    pub config: Option<String>,
     /// Environment it is trained on, `--env-id`.
+    #[serde(default)]
     pub env_id: String,
     /// Environment steps, `--total-timesteps`.
+    #[serde(default)]
     pub steps: usize,
     /// Further flags. Defaults are what users run, so there should be few.
     #[serde(default)]
@@ -147,11 +156,21 @@ pub fn read(folder: &Path) -> Result<Thresholds> {
     let shown = path.display().to_string();
     let text = std::fs::read_to_string(&path).with_context(|| shown.clone())?;
     let algorithm = folder.file_name().unwrap_or_default().to_string_lossy();
-    parse(&algorithm, &text).with_context(|| shown)
+    parse(&algorithm, &text, &folder.join("configs")).with_context(|| shown)
 }
 
-fn parse(algorithm: &str, text: &str) -> Result<Thresholds> {
-    let thresholds = Thresholds { algorithm: algorithm.to_string(), ..toml::from_str(text)? };
+fn parse(algorithm: &str, text: &str, configs: &Path) -> Result<Thresholds> {
+    let mut thresholds = Thresholds { algorithm: algorithm.to_string(), ..toml::from_str(text)? };
+    for entry in thresholds.gate.iter_mut().chain(&mut thresholds.benchmark) {
+        if let Some(config) = &entry.config {
+            let given = !entry.env_id.is_empty() || entry.steps > 0 || !entry.args.is_empty();
+            ensure!(!given, "{config}: `env_id`, `steps` and `args` are in the file of `config`");
+            let path = configs.join(format!("{config}.toml"));
+            (entry.env_id, entry.steps, entry.args) =
+                read_config(&path).with_context(|| path.display().to_string())?;
+        }
+        ensure!(!entry.env_id.is_empty() && entry.steps > 0, "an entry needs `env_id` and `steps`");
+    }
     let family = thresholds.family.as_str();
     if !FAMILIES.contains(&family) {
         bail!("family {family:?} is unknown; known are {FAMILIES:?}");
@@ -188,6 +207,26 @@ fn parse(algorithm: &str, text: &str) -> Result<Thresholds> {
         ensure!(!gate, "{what}: `threshold`, `floor` and `source` belong to a gate");
     }
     Ok(thresholds)
+}
+
+/// Environment, steps and all other flags in a file for `--config`.
+fn read_config(path: &Path) -> Result<(String, usize, Vec<String>)> {
+    let table: toml::Table = std::fs::read_to_string(path)?.parse()?;
+    let env_id = table.get("env_id").and_then(toml::Value::as_str);
+    let steps = table.get("total_timesteps").and_then(toml::Value::as_integer);
+    let (Some(env_id), Some(steps)) = (env_id, steps.and_then(|steps| usize::try_from(steps).ok())) else {
+        bail!("`env_id` and `total_timesteps` are needed");
+    };
+    let others = table.iter().filter(|(key, _)| !["env_id", "total_timesteps"].contains(&key.as_str()));
+    let flags = others.map(|(key, value)| {
+        let shown = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        let value = match value {
+            toml::Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
+            value => shown(value),
+        };
+        format!("--{}={value}", key.replace('_', "-"))
+    });
+    Ok((env_id.to_string(), steps, flags.collect()))
 }
 
 /// The thresholds of every algorithm that has any, by family and then by name.
@@ -227,7 +266,8 @@ mod tests {
         let whole = format!(
             "family = \"Model-based\"\n[[gate]]\n{gate}threshold = 2.0\nfloor = 1.0\nfloor_reason = \"r\"\nsource = \"s\"\n"
         );
-        let parsed = parse("x", &whole).unwrap();
+        let none = Path::new("no such folder");
+        let parsed = parse("x", &whole, none).unwrap();
         assert_eq!((parsed.gate[0].seeds.len(), parsed.gate[0].direction), (5, Direction::Max));
         for (from, to, mention) in [
             ("Model-based", "Others", "unknown"),
@@ -241,10 +281,47 @@ mod tests {
             ("[[gate]]", "[[benchmark]]", "belong to a gate"),
             ("steps = 1", "steps = 1\nseeds = []", "seeds"),
         ] {
-            let error = format!("{:#}", parse("x", &whole.replace(from, to)).unwrap_err());
+            let error = format!("{:#}", parse("x", &whole.replace(from, to), none).unwrap_err());
             assert!(error.contains(mention), "{to}: {error}");
         }
         let least = whole.replace("floor = 1.0", "floor = 1.0\ndirection = \"min\"");
-        assert!(format!("{:#}", parse("x", &least).unwrap_err()).contains("more than the median"));
+        assert!(format!("{:#}", parse("x", &least, none).unwrap_err()).contains("more than the median"));
+    }
+
+    /// Every file of settings for an environment is a benchmark, so that it is known to work.
+    #[test]
+    fn every_config_is_a_benchmark() {
+        for thresholds in all().unwrap() {
+            let folder = paths::root().join("algorithms").join(&thresholds.algorithm).join("configs");
+            let Ok(files) = std::fs::read_dir(&folder) else { continue };
+            for file in files {
+                let path = file.unwrap().path();
+                let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+                let runs = thresholds.benchmark.iter().any(|entry| entry.config.as_ref() == Some(&name));
+                assert!(runs, "{} is no benchmark in tests/thresholds.toml", path.display());
+            }
+        }
+    }
+
+    #[test]
+    fn an_entry_s_settings_can_be_in_a_config() {
+        let folder = tempfile::tempdir().unwrap();
+        let text = "env_id = \"Y-v0\"\ntotal_timesteps = 7\nhidden_sizes = [3, 4]\ntau = 0.5\nanneal_lr = false\n";
+        std::fs::write(folder.path().join("Y.toml"), text).unwrap();
+        let entry = "family = \"Model-based\"\n[[benchmark]]\nconfig = \"Y\"\nmetric = \"m\"\n";
+        let parsed = parse("x", entry, folder.path()).unwrap();
+        let entry_of = &parsed.benchmark[0];
+        assert_eq!((entry_of.env_id.as_str(), entry_of.steps), ("Y-v0", 7));
+        let mut flags = entry_of.args.clone();
+        flags.sort();
+        assert_eq!(flags, ["--anneal-lr=false", "--hidden-sizes=3,4", "--tau=0.5"]);
+        for (text, mention) in [
+            (format!("{entry}steps = 3\n"), "in the file of `config`"),
+            (entry.replace("\"Y\"", "\"Z\""), "Z.toml"),
+            (entry.replace("config = \"Y\"\n", ""), "needs `env_id` and `steps`"),
+        ] {
+            let error = format!("{:#}", parse("x", &text, folder.path()).unwrap_err());
+            assert!(error.contains(mention), "{error}");
+        }
     }
 }
