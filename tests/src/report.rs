@@ -363,7 +363,9 @@ fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
         for Row { entry: Entry { env_id, steps, args, config, .. }, .. } in &rows {
             let flags = match config {
                 Some(file) => format!("--config {file}"),
-                None => [&[format!("--env-id {env_id} --total-timesteps {steps}")], &args[..]].concat().join(" "),
+                None => {
+                    [&[format!("--env-id {env_id} --total-timesteps {steps}")], &args[..]].concat().join(" ")
+                }
             };
             page += &format!("cargo run -p {algorithm} -- {flags}\n");
         }

@@ -306,7 +306,8 @@ mod tests {
     #[test]
     fn an_entry_s_settings_can_be_in_a_config() {
         let folder = tempfile::tempdir().unwrap();
-        let text = "env_id = \"Y-v0\"\ntotal_timesteps = 7\nhidden_sizes = [3, 4]\ntau = 0.5\nanneal_lr = false\n";
+        let text =
+            "env_id = \"Y-v0\"\ntotal_timesteps = 7\nhidden_sizes = [3, 4]\ntau = 0.5\nanneal_lr = false\n";
         std::fs::write(folder.path().join("Y.toml"), text).unwrap();
         let entry = "family = \"Model-based\"\n[[benchmark]]\nconfig = \"Y\"\nmetric = \"m\"\n";
         let parsed = parse("x", entry, folder.path()).unwrap();
