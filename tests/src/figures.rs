@@ -44,6 +44,7 @@
 //! rows = [20, -1]                              # names of the rows: the first one's, the step to the next
 //! columns = [0, 1]                             # the same of columns; both are 0, 1, 2, … by default
 //! decimals = 1                                 # of the numbers; 0 by default
+//! own_scales = true                            # colours of each table by its own range; false by default
 //! x_label = "cars at the second location"      # y_label is the figure's
 //!
 //! [[figure.line]]                              # label, program, env_id, steps and args as above
@@ -176,6 +177,8 @@ struct Layout {
     columns: (f64, f64),
     #[serde(default)]
     decimals: usize,
+    #[serde(default)]
+    own_scales: bool,
     #[serde(default)]
     x_label: String,
 }
@@ -704,6 +707,7 @@ impl Figure {
                 columns: layout.columns,
                 decimals: layout.decimals,
                 across: layout.across,
+                own_scales: layout.own_scales,
                 panels: &panels,
             };
             return heatmap.draw(path);
