@@ -188,6 +188,28 @@ fn cosines_and_gaussians_are_the_formulas() {
 }
 
 #[test]
+fn values_are_the_best_actions_on_a_grid_of_the_states() {
+    let features = mountain_car(&["--basis=radial", "--order=2"]);
+    let mut sarsa = Sarsa::new(27, 0.1, &features.args);
+    let best = |x: f32, v: f32, w: &[f64]| {
+        features.of(&[x, v]).iter().map(|x| dot_active(w, x)).fold(f64::NEG_INFINITY, f64::max)
+    };
+    // Of each action another corner: left (−1.2, −0.07), none (0.5, −0.07), right (−1.2, 0.07).
+    (sarsa.w[0], sarsa.w[9 + 2], sarsa.w[18 + 6]) = (-1.0, -2.0, -3.0);
+    let values = sarsa.values(&features);
+    assert_eq!(values.len(), 1681);
+    // Positions are the rows, velocities the columns.
+    for (index, x, v) in
+        [(0, -1.2, -0.07), (40, -1.2, 0.07), (1640, 0.5, -0.07), (20 * 41 + 10, -0.35, -0.035)]
+    {
+        assert!((values[index] - best(x, v, &sarsa.w)).abs() < 1e-6, "{index}: {}", values[index]);
+    }
+    assert!(values[0] > values[20 * 41 + 20] && values[40] != values[1640]);
+    let five = Features { low: vec![0.0; 5], range: vec![1.0; 5], ..features };
+    assert!(sarsa.values(&five).is_empty()); // not a plane
+}
+
+#[test]
 fn equal_actions_are_equally_likely_and_exploration_is_uniform() {
     let rng = &mut rng(1, 0);
     let features: Vec<Active> = (0..4).map(|i| vec![(i, 1.0)]).collect();
