@@ -127,7 +127,10 @@ impl Heatmap<'_> {
                     area.draw(&Text::new(self.number(value), centre, style))?;
                 }
             }
-            area.draw(&Rectangle::new(corners, GRID_COLOR.stroke_width(px(1) as u32)))?;
+            // Around cells too small for a number lines would be most of what there is to be seen.
+            if number_size.is_some() || panel.arrows {
+                area.draw(&Rectangle::new(corners, GRID_COLOR.stroke_width(px(1) as u32)))?;
+            }
             if panel.arrows && is_drawable(value) {
                 area.draw(&arrow(value, centre, cell))?;
             }
