@@ -277,6 +277,12 @@ impl Exact {
 
     /// From the deal. A natural, on which all of these policies stick, wins unless the dealer has one.
     fn of_the_deal(&self) -> f64 {
+        self.of_the_deal_with(|_, dealers_natural| 1.0 - dealers_natural)
+    }
+
+    /// From the deal, where a natural wins what `natural` says of what it would be worth as any 21 and of the
+    /// probability that the dealer has one as well.
+    fn of_the_deal_with(&self, natural: impl Fn(f64, f64) -> f64) -> f64 {
         let mut value = 0.0;
         for shown in 1..=10 {
             let dealers_natural = if shown == 1 {
@@ -291,8 +297,8 @@ impl Exact {
                     let (sum, ace) = draw(0, false, first);
                     let (sum, ace) = draw(sum, ace, second);
                     let sticks = self.policy.as_ref().is_none_or(|policy| policy(sum, shown, ace) == STICK);
-                    let natural = sum == 21 && sticks;
-                    let of = if natural { 1.0 - dealers_natural } else { self.value(sum, shown, ace) };
+                    let of_sum = self.value(sum, shown, ace);
+                    let of = if sum == 21 && sticks { natural(of_sum, dealers_natural) } else { of_sum };
                     value += card(shown) * card(first) * card(second) * of;
                 }
             }
@@ -313,6 +319,9 @@ fn the_exact_values_are_the_known_ones() {
     };
     let best = Exact::new(None);
     close(best.of_the_deal(), -0.0431131, 1e-6);
+    // Gymnasium's other rules: a natural is a 21 like others, or pays half as much again if it wins.
+    close(best.of_the_deal_with(|value, _| value), -0.0465560, 1e-6);
+    close(best.of_the_deal_with(|value, _| 1.5 * value), -0.0257292, 1e-6);
     for (from, wanted) in [(20, -0.350), (17, -0.0759), (0, -0.183)] {
         close(Exact::sticking_at(from).of_the_deal(), wanted, 6e-4);
     }
