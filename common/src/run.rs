@@ -402,8 +402,11 @@ impl Run {
         }
     }
 
-    /// Refuses to go on with an evaluation after Ctrl-C.
-    fn refuse_interrupted(&mut self) -> Result<()> {
+    /// Refuses to go on with an evaluation after Ctrl-C; for those that an algorithm makes itself.
+    ///
+    /// # Errors
+    /// Ctrl-C was pressed.
+    pub fn refuse_interrupted(&mut self) -> Result<()> {
         if !interrupt::requested() {
             return Ok(());
         }

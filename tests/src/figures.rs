@@ -16,8 +16,10 @@
 //! rows = [1, 10]                               # the mean of these instead, counted from 1
 //! plus = -1                                    # (y + plus) · times is drawn; 0 and 1 by default
 //! times = 100
+//! error_of = 475                               # (y − that)² of each run is drawn; y itself by default
 //! smooth = true                                # the default: a running mean over 5 % of the axis
 //! seeds = 3                                    # 1, 2, 3
+//! long = true                                  # drawn by its name or with `--long` alone; false by default
 //!
 //! [[figure.line]]
 //! label = "n = 4"
@@ -44,6 +46,7 @@
 //! rows = [20, -1]                              # names of the rows: the first one's, the step to the next
 //! columns = [0, 1]                             # the same of columns; both are 0, 1, 2, … by default
 //! decimals = 1                                 # of the numbers; 0 by default
+//! own_scales = true                            # colours of each table by its own range; false by default
 //! x_label = "cars at the second location"      # y_label is the figure's
 //!
 //! [[figure.line]]                              # label, program, env_id, steps and args as above
@@ -59,11 +62,13 @@
 //! The numbers of a picture are kept in `results/figures/NAME.json`, so that it can be drawn again without
 //! training; with `--keep` also when the sources have changed. Runs leave a small file each in
 //! `results/figures/NAME/` until the figure is complete.
+//!
+//! Without names all figures are drawn that are not `long`, which takes less than ten minutes on two cores.
 
 use crate::curves;
 use crate::digest::source_digest;
 use crate::jobs::{Entry, Measure, Shard, Tier, variant};
-use crate::result::{self, BY_ROW, IN_MODEL, RunResult};
+use crate::result::{self, BY_LOG_ROW, BY_ROW, IN_MODEL, RunResult, StoredCurve};
 use crate::runner::{PoolArgs, Training, train};
 use anyhow::{Context, Result};
 use common::envs::invalid;
@@ -84,9 +89,12 @@ const SCORE: &str = "eval/episodic_return";
 /// Flags of `figures`.
 #[derive(clap::Args, Debug)]
 pub struct FiguresArgs {
-    /// Figures to draw [default: all]
+    /// Figures to draw [default: all whose runs do not take long, in ten minutes on two cores]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
+    /// Draw those as well whose runs take long, together more than half an hour
+    #[arg(long, conflicts_with = "names")]
+    long: bool,
     /// What describes them [default: tests/figures.toml of the project]
     #[arg(long, value_name = "FILE.toml")]
     file: Option<PathBuf>,
@@ -131,6 +139,9 @@ struct Figure {
     smooth: bool,
     #[serde(default = "three")]
     seeds: u64,
+    error_of: Option<f64>,
+    #[serde(default)]
+    long: bool,
     heatmap: Option<Layout>,
     #[serde(default)]
     line: Vec<Line>,
@@ -176,6 +187,8 @@ struct Layout {
     columns: (f64, f64),
     #[serde(default)]
     decimals: usize,
+    #[serde(default)]
+    own_scales: bool,
     #[serde(default)]
     x_label: String,
 }
@@ -295,10 +308,19 @@ struct Published {
 ///
 /// # Errors
 /// A file that describes no figures; an unknown figure; what [`train`] reports.
-pub fn figures(args: FiguresArgs) -> Result<()> {
+pub fn figures(mut args: FiguresArgs) -> Result<()> {
     let file = args.file.clone().unwrap_or_else(|| root().join("tests/figures.toml"));
     let all = read(&file)?;
-    let wanted = select(&all, &args.names)?;
+    let wanted = select(&all, &args.names, args.long)?;
+    // Thousands of runs of a few hundredths of a second: on a disk they would wait for it most of the time.
+    let memory = Path::new("/dev/shm");
+    let short = wanted.iter().all(|figure| !figure.long) && args.pool.work.is_none() && !args.pool.dry_run;
+    let work = (short && memory.is_dir())
+        .then(|| tempfile::Builder::new().prefix("plainrl-figures-").tempdir_in(memory).ok())
+        .flatten();
+    if let Some(work) = &work {
+        args.pool.work = Some(work.path().to_path_buf());
+    }
     let results = args.pool.results();
     let folder = results.join("figures");
     let mut trainings = Vec::new();
@@ -356,7 +378,10 @@ struct Numbered {
     label: String,
     xs: Vec<f64>,
     mean: Vec<f64>,
+    /// Its interval, of which tables show nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     low: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     high: Vec<f64>,
 }
 
@@ -405,13 +430,17 @@ fn parse(text: &str, is_program: impl Fn(&str) -> bool) -> Result<Vec<Figure>, S
     Ok(file.figure)
 }
 
-/// The figures called `names`, or all if none is named.
-fn select<'a>(figures: &'a [Figure], names: &[String]) -> Result<Vec<&'a Figure>> {
+/// The figures called `names`; if none is named all, but those that take `long` only if they are wanted too.
+fn select<'a>(figures: &'a [Figure], names: &[String], long: bool) -> Result<Vec<&'a Figure>> {
     let known = || figures.iter().map(|figure| figure.name.as_str()).collect::<Vec<_>>().join(", ");
     if let Some(unknown) = names.iter().find(|name| figures.iter().all(|figure| figure.name != **name)) {
         return invalid(format!("{unknown}: no such figure; there are {}", known()));
     }
-    Ok(figures.iter().filter(|figure| names.is_empty() || names.contains(&figure.name)).collect())
+    let is_wanted = |figure: &&Figure| match names {
+        [] => long || !figure.long,
+        names => names.contains(&figure.name),
+    };
+    Ok(figures.iter().filter(is_wanted).collect())
 }
 
 impl Figure {
@@ -502,11 +531,12 @@ impl Figure {
     /// What the curve of a line without a sweep is called among those of its runs.
     fn curve_name(&self, line: &Line) -> String {
         let metric = self.metric(line);
+        let by_row = if self.log_x { BY_LOG_ROW } else { BY_ROW };
         match (&line.table, self.x, self.x_max) {
             (Some(table), ..) => format!("{table}{IN_MODEL}"),
             (None, X::Steps, _) => metric.to_string(),
-            (None, X::Episodes, None) => format!("{metric}{BY_ROW}"),
-            (None, X::Episodes, Some(count)) => format!("{metric}{BY_ROW} {}", count as usize),
+            (None, X::Episodes, None) => format!("{metric}{by_row}"),
+            (None, X::Episodes, Some(count)) => format!("{metric}{by_row} {}", count as usize),
         }
     }
 
@@ -518,10 +548,16 @@ impl Figure {
     /// Changes with everything but how it looks.
     fn config_digest(&self) -> String {
         let mut text = format!("{:?} {:?} {} {:?}", self.x, self.x_max, self.smooth, self.seeds);
+        if let Some(known) = self.error_of {
+            text += &format!(" {known}");
+        }
         for line in &self.line {
             let label = String::new();
             let seen = Line { label, plus: None, arrows: false, blank: vec![], ..line.clone() };
             text += &format!("\n{} {:?} {} {seen:?}", self.metric(line), self.rows(line), self.last);
+            if self.x == X::Episodes && self.log_x {
+                text += BY_LOG_ROW;
+            }
         }
         format!("{:08x}", crc32c::crc32c(text.as_bytes()))
     }
@@ -612,8 +648,12 @@ impl Figure {
     fn line_numbers(&self, line: &Line, results: &Path) -> Result<Numbered> {
         let Curve { xs, mean, low, high, .. } = self.curve(line, results)?;
         let rounded = |values: Vec<f64>| values.into_iter().map(result::round).collect();
-        let label = line.label.clone();
-        Ok(Numbered { label, xs, mean: rounded(mean), low: rounded(low), high: rounded(high) })
+        let (label, mean) = (line.label.clone(), rounded(mean));
+        let (low, high) = match self.heatmap {
+            Some(_) => (Vec::new(), Vec::new()),
+            None => (rounded(low), rounded(high)),
+        };
+        Ok(Numbered { label, xs, mean, low, high })
     }
 
     fn curve(&self, line: &Line, results: &Path) -> Result<Curve> {
@@ -649,8 +689,11 @@ impl Figure {
             return Ok(curves::over_seeds("", xs, &transposed(&tables)));
         }
         let shown = |(x, _): &(f64, f64)| self.x_max.is_none_or(|max| *x <= max);
-        let runs: Vec<Vec<(f64, f64)>> =
-            runs.iter().map(|run| run.points().into_iter().filter(shown).collect()).collect();
+        let error = |y: f64| self.error_of.map_or(y, |known| (y - known).powi(2));
+        let points = |run: &StoredCurve| -> Vec<(f64, f64)> {
+            run.points().into_iter().filter(shown).map(|(x, y)| (x, error(y))).collect()
+        };
+        let runs: Vec<Vec<(f64, f64)>> = runs.into_iter().map(points).collect();
         if !self.smooth {
             let xs = runs.iter().map(|run| run.iter().map(|(x, _)| *x).collect::<Vec<_>>());
             // What only some runs have is left out.
@@ -705,6 +748,7 @@ impl Figure {
                 columns: layout.columns,
                 decimals: layout.decimals,
                 across: layout.across,
+                own_scales: layout.own_scales,
                 panels: &panels,
             };
             return heatmap.draw(path);
@@ -816,12 +860,16 @@ impl Published {
 /// `results/figures/README.md`: the pictures that there are, with what they show.
 fn page(figures: &[Figure], folder: &Path) -> String {
     let mut page = "# Figures\n\nDrawn by `cargo run -p regression -- figures` from \
-        [tests/figures.toml](../../tests/figures.toml); beside each are its numbers.\n"
+        [tests/figures.toml](../../tests/figures.toml), in less than ten minutes on two cores; beside each are \
+        its numbers. Those whose runs take long are drawn by their names, or all with `--long`.\n"
         .to_string();
     let is_drawn = |figure: &&Figure| folder.join(format!("{}.png", figure.name)).exists();
     for figure in figures.iter().filter(is_drawn) {
         let Figure { name, title, text, .. } = figure;
         page += &format!("\n## {title}\n\n![{title}]({name}.png)\n\n{}\n", text.trim());
+        if figure.long {
+            page += &format!("\nIts runs take long: `cargo run -p regression -- figures {name}`.\n");
+        }
         for Published { label, source, .. } in &figure.published {
             page += &format!("\n- {label}: {source}");
         }
@@ -1056,6 +1104,7 @@ mod tests {
         assert_eq!(numbers.lines[0].xs, [4.0, 5.0, 2.0, 3.0]);
         assert_eq!(numbers.lines[0].mean, [9.0, 11.0, 4.0, 7.0]);
         assert_eq!(numbers.lines[1].mean, [0.0, 1.0, 0.0, 1.0]); // the first of equal ones
+        assert!(numbers.lines[1].low.is_empty() && numbers.lines[1].high.is_empty());
         let path = results.path().join("tables.png");
         figure.draw(&numbers.lines, &path).unwrap();
         assert!(path.exists());
@@ -1171,10 +1220,50 @@ mod tests {
     #[test]
     fn unknown_names_are_refused_with_the_known_ones() {
         let figures = parsed(&[SWEPT, OVER_STEPS].concat()).unwrap();
-        let error = select(&figures, &["steps".into(), "curves".into()]).unwrap_err().to_string();
+        let error = select(&figures, &["steps".into(), "curves".into()], false).unwrap_err().to_string();
         assert_eq!(error, "curves: no such figure; there are sweep, steps");
-        assert_eq!(select(&figures, &["steps".into()]).unwrap(), [&figures[1]]);
-        assert_eq!(select(&figures, &[]).unwrap().len(), 2);
+        assert_eq!(select(&figures, &["steps".into()], false).unwrap(), [&figures[1]]);
+        assert_eq!(select(&figures, &[], false).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn what_takes_long_is_drawn_by_its_name_or_where_it_is_wanted() {
+        let long = OVER_STEPS.replace("title", "long = true\ntitle");
+        let figures = parsed(&[SWEPT, &long].concat()).unwrap();
+        let names = |names: &[&str], long: bool| -> Vec<String> {
+            let wanted: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            select(&figures, &wanted, long).unwrap().iter().map(|figure| figure.name.clone()).collect()
+        };
+        assert_eq!(names(&[], false), ["sweep"]);
+        assert_eq!(names(&[], true), ["sweep", "steps"]);
+        assert_eq!(names(&["steps"], false), ["steps"]);
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("steps.png"), "").unwrap();
+        assert!(page(&figures, folder.path()).contains("figures steps`.\n"));
+        // What it takes says nothing about what is drawn.
+        assert_eq!(figures[1].config_digest(), figure(OVER_STEPS).config_digest());
+    }
+
+    #[test]
+    fn squared_errors_are_of_each_run_and_not_of_their_mean() {
+        let text = "smooth = false\nerror_of = 2\ntitle";
+        let of_two = figure(&OVER_STEPS.replace("title", text));
+        let results = tempfile::tempdir().unwrap();
+        (1..=3).for_each(|seed| write_result(&of_two.trainings()[0], seed, results.path(), seed as f64));
+        // The runs end with 1, 2 and 3, and begin with 0.
+        let lines = of_two.numbers(results.path()).unwrap().lines;
+        assert_eq!(lines[1].mean, [4.0, 0.666667]);
+        assert_ne!(
+            of_two.config_digest(),
+            figure(&OVER_STEPS.replace("title", "smooth = false\ntitle")).config_digest()
+        );
+    }
+
+    #[test]
+    fn a_logarithmic_axis_has_rows_of_its_own() {
+        let text = OVER_STEPS.replace("title", "x = \"episodes\"\nx_max = 300\nlog_x = true\ntitle");
+        let names = figure(&text).trainings().remove(0).entry.curves;
+        assert_eq!(names[0], "charts/estimate by row, twenty a decade 300");
     }
 
     #[test]

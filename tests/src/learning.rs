@@ -345,6 +345,39 @@ pub fn evaluates_alike(binary: &str, args: &[&str]) {
     Results::read(&run_dir).assert_equal(&results, "after --eval-only");
 }
 
+/// Checks that Ctrl-C is heard in an evaluation that an algorithm makes itself: one of as many episodes
+/// as there can be, of the run with `args`.
+#[cfg(target_os = "linux")]
+pub fn hears_ctrl_c_in_evaluation(binary: &str, args: &[&str]) {
+    let dir = scratch();
+    let (run_dir, stderr) = (dir.path().join("run"), dir.path().join("stderr"));
+    let run_dir_text = run_dir.to_string_lossy();
+    finish(binary, &[args, &["--run-dir", &*run_dir_text]].concat(), &run_dir);
+    let mut command = Command::new(binary);
+    command.args(["--eval-only", &*run_dir_text, "--eval-episodes", "100000"]).stdout(Stdio::null());
+    command.stderr(std::fs::File::create(&stderr).unwrap_or_else(|error| panic!("{error}")));
+    let mut child = process::spawn(&mut command).unwrap_or_else(|error| panic!("{error:#}"));
+    // Until it has taken Ctrl-C over, which its signal mask says, that would end it without a word.
+    let status = format!("/proc/{}/status", child.id());
+    let (started, interrupt) = (Instant::now(), 1_u64 << (libc::SIGINT - 1));
+    let listens = || {
+        let status = std::fs::read_to_string(&status).unwrap_or_default();
+        let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:"));
+        mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+            .is_some_and(|mask| mask & interrupt > 0)
+    };
+    while !listens() {
+        let ended = child.try_wait().unwrap_or_else(|error| panic!("{error}"));
+        assert!(ended.is_none() && started.elapsed() < DEADLINE, "{binary} does not listen: {ended:?}");
+        std::thread::yield_now();
+    }
+    process::send_interrupt(&child);
+    let code = process::wait(&mut child, DEADLINE).unwrap_or_else(|error| panic!("{error:#}")).code();
+    let stderr = std::fs::read_to_string(&stderr).unwrap_or_default();
+    assert_eq!(code, Some(130), "{stderr}");
+    assert!(stderr.contains("interrupted in the evaluation"), "{stderr}");
+}
+
 /// Checks that runs with `args` and each of `variants` agree: they end with byte-identical models,
 /// where the algorithm has one, and metrics (but for the clock: the seconds column and the
 /// `charts/SPS` rows).

@@ -11,6 +11,8 @@ pub mod scripted;
 pub mod speed;
 pub mod thresholds;
 
+#[cfg(target_os = "linux")]
+pub use learning::hears_ctrl_c_in_evaluation;
 pub use learning::{
     check, evaluates_alike, give_the_same_run, is_deterministic, refuses, resumes, survives_kills,
 };

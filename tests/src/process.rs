@@ -34,6 +34,20 @@ pub fn spawn(command: &mut Command) -> Result<Child> {
     command.spawn().with_context(|| format!("starting {}", command.get_program().display()))
 }
 
+/// Asks a child to save its state and end. After Ctrl-C in a terminal it has been asked already,
+/// which does no harm; a signal to this process alone has not reached it.
+pub fn send_interrupt(child: &Child) {
+    #[cfg(unix)]
+    {
+        if let Ok(pid) = i32::try_from(child.id()) {
+            // SAFETY: kill takes two integers; the child has not been waited for, so its id is its own.
+            unsafe { libc::kill(pid, libc::SIGINT) };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = child; // the console has told it
+}
+
 /// Waits until `child` has ended; kills it at the deadline.
 ///
 /// # Errors

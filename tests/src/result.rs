@@ -15,12 +15,18 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// Points of a stored curve.
+/// Points of a stored curve, and of one over rows: the first of those change quickly, and as many as figures
+/// have are kept as they are.
 const POINTS: usize = 200;
+const ROWS: usize = 300;
 
 /// What follows a metric in the name of a curve over its rows, from 1, and not over steps: episodes,
 /// where each has a row. What follows it in turn is how many of them are kept; all, if nothing does.
 pub const BY_ROW: &str = " by row";
+
+/// The same for a logarithmic axis: up to twenty of the rows between 1 and 10, between 10 and 100, and so on,
+/// as they are.
+pub const BY_LOG_ROW: &str = " by row, twenty a decade";
 
 /// What follows the name of a table in that of a curve that is the table itself: its numbers in the
 /// trained model, over their index.
@@ -118,15 +124,19 @@ impl RunResult {
                 curves.insert(name.clone(), table_of(&run_dir.join("model.safetensors"), table)?);
                 continue;
             }
-            let points = match name.split_once(BY_ROW) {
-                Some((metric, count)) => {
-                    let count = count.trim().parse().unwrap_or(usize::MAX);
-                    (1..).map(f64::from).zip(points(metric).iter().map(|(_, y)| *y)).take(count).collect()
-                }
-                None => points(name),
+            let by_row = |metric: &str, count: &str| -> Vec<(f64, f64)> {
+                let count = count.trim().parse().unwrap_or(usize::MAX);
+                (1..).map(f64::from).zip(points(metric).iter().map(|(_, y)| *y)).take(count).collect()
             };
-            ensure!(!points.is_empty(), "metrics.csv has no rows of {name}");
-            curves.insert(name.clone(), StoredCurve::new(&points));
+            let curve = if let Some((metric, count)) = name.split_once(BY_LOG_ROW) {
+                StoredCurve::logarithmic(&by_row(metric, count))
+            } else if let Some((metric, count)) = name.split_once(BY_ROW) {
+                StoredCurve::in_parts(&by_row(metric, count), ROWS)
+            } else {
+                StoredCurve::new(&points(name))
+            };
+            ensure!(!curve.steps.is_empty(), "metrics.csv has no rows of {name}");
+            curves.insert(name.clone(), curve);
         }
         Ok(Self {
             tier: entry.tier,
@@ -178,7 +188,14 @@ impl RunResult {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        write_atomically(path, &json(self)?)
+        if self.tier != Tier::Figure {
+            return write_atomically(path, &json(self)?);
+        }
+        // There are thousands of these for a few minutes, too many to wait for the disk: what a power failure
+        // tears apart is made again.
+        let partial = path.with_extension("partial");
+        let written = std::fs::write(&partial, json(self)?);
+        written.and_then(|()| std::fs::rename(&partial, path)).with_context(|| path.display().to_string())
     }
 }
 
@@ -249,13 +266,18 @@ impl StoredCurve {
     /// Averages `episodes`, (step, return) in the order in which they ended, in at most
     /// [`POINTS`] equal parts of the steps that they span.
     pub fn new(episodes: &[(f64, f64)]) -> Self {
+        Self::in_parts(episodes, POINTS)
+    }
+
+    /// The same in so many parts at most.
+    fn in_parts(episodes: &[(f64, f64)], parts: usize) -> Self {
         let mut curve = Self::default();
         let (Some(first), Some(last)) = (episodes.first(), episodes.last()) else { return curve };
-        let width = (last.0 - first.0) / POINTS as f64;
+        let width = (last.0 - first.0) / parts as f64;
         // An episode's own part, where there are so few that each can have one.
-        let few = episodes.len() <= POINTS;
+        let few = episodes.len() <= parts;
         let part = |i: usize| {
-            if few { i } else { (((episodes[i].0 - first.0) / width) as usize).min(POINTS - 1) }
+            if few { i } else { (((episodes[i].0 - first.0) / width) as usize).min(parts - 1) }
         };
         let mut start = 0;
         while start < episodes.len() {
@@ -267,6 +289,14 @@ impl StoredCurve {
             start = end;
         }
         curve
+    }
+
+    /// Of rows counted from 1, those that begin a twentieth of a decade.
+    fn logarithmic(rows: &[(f64, f64)]) -> Self {
+        let part = |row: f64| (20.0 * row.log10()).floor();
+        let kept = rows.iter().filter(|(row, _)| *row == 1.0 || part(*row) > part(*row - 1.0));
+        let (steps, returns) = kept.map(|&(row, y)| (row, round(y))).unzip();
+        Self { steps, returns }
     }
 
     /// As (step, return).
@@ -376,12 +406,24 @@ mod tests {
         let curve = StoredCurve::new(&[(5.0, 1.0), (5.0, 2.0), (90.0, 3.0)]);
         assert_eq!(curve.points(), [(5.0, 1.0), (5.0, 2.0), (90.0, 3.0)]);
         assert_eq!(StoredCurve::new(&[]), StoredCurve::default());
+        let rows: Vec<(f64, f64)> = (1..=300).map(|i| (f64::from(i), f64::from(i * i))).collect();
+        assert_eq!(StoredCurve::in_parts(&rows, ROWS).points(), rows);
         assert_eq!(StoredCurve::default().mean_return(), None);
         assert_eq!(StoredCurve::new(&[(5.0, 7.0)]).mean_return(), Some(7.0));
         // All at one step, as a program that only plans reports them.
         let many = StoredCurve::new(&vec![(3.0, 2.0); 1000]);
         assert_eq!(many.mean_return(), Some(2.0));
         assert_eq!(many.steps.len(), 1);
+    }
+
+    #[test]
+    fn a_curve_for_a_logarithmic_axis_keeps_rows_as_they_are() {
+        let rows: Vec<(f64, f64)> = (1..=1000).map(|i| (f64::from(i), f64::from(i * i))).collect();
+        let curve = StoredCurve::logarithmic(&rows);
+        assert_eq!(curve.steps[..6], [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+        assert!(curve.points().iter().all(|(row, y)| *y == round(row * row)));
+        let within = |low: f64, high: f64| curve.steps.iter().filter(|&&s| (low..high).contains(&s)).count();
+        assert_eq!((within(100.0, 1000.0), curve.steps.last()), (20, Some(&1000.0)));
     }
 
     #[test]

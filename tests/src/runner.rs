@@ -67,7 +67,7 @@ pub struct PoolArgs {
     results: Option<PathBuf>,
     /// Folder of the runs in progress [default: target/regression/ of the project]
     #[arg(long, value_name = "DIR")]
-    work: Option<PathBuf>,
+    pub work: Option<PathBuf>,
     /// Take the algorithms' programs from this folder instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -477,7 +477,7 @@ impl<'a> Pool<'a> {
             if at_once {
                 let _ = child.kill(); // it may have ended
             } else {
-                send_interrupt(child);
+                process::send_interrupt(child);
             }
         }
     }
@@ -506,20 +506,6 @@ impl<'a> Pool<'a> {
         let left = self.left().map_or(String::new(), |left| format!(", about {} s left", left.as_secs()));
         eprintln!("  {} to be started{left}", self.todo.len());
     }
-}
-
-/// Asks a child to save its state and end. After Ctrl-C in a terminal it has been asked already,
-/// which does no harm; a signal to this process alone has not reached it.
-fn send_interrupt(child: &Child) {
-    #[cfg(unix)]
-    {
-        if let Ok(pid) = i32::try_from(child.id()) {
-            // SAFETY: kill takes two integers; the child has not been waited for, so its id is its own.
-            unsafe { libc::kill(pid, libc::SIGINT) };
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = child; // the console has told it
 }
 
 /// How long jobs take, from the results there are.

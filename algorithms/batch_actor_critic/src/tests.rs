@@ -185,6 +185,76 @@ fn a_rollout_holds_what_happened() {
     assert!((0..3).all(|action| log.of(0).iter().any(|t| t.action[0] == action as f32)));
 }
 
+/// Whole episodes by the policy as it is.
+fn play(learner: &BatchActorCritic, envs: &mut VecEnv, episodes: usize, rng: &mut Rng) -> Rollout {
+    let (mut rollout, mut over) = (Rollout::default(), 0);
+    while over < episodes {
+        let observation = envs.observations().to_vec();
+        let action = learner.act(&observation, rng).unwrap();
+        envs.step(&action).unwrap();
+        rollout.store(&observation, &action, envs);
+        over += envs.episodes().len();
+    }
+    rollout
+}
+
+/// How uncertain 200 episodes of one policy, which has learned from 200 others, are of its gradient: the variance
+/// of what one episode says, summed over the parameters, for each squared unit of their mean's length. By returns,
+/// as in REINFORCE, and by the advantages of n steps and of one, of the same critic.
+fn noise(seed: u64) -> [f64; 3] {
+    let mut envs = VecEnv::make("CartPole-v1", 1, seed).unwrap();
+    let mut rng = learner_rng(seed);
+    let args = args(&["--critic=n-step"]);
+    let mut learner = BatchActorCritic::new([4, 2], &[32], &args, &mut rng).unwrap();
+    for _ in 0..20 {
+        learner.update(&play(&learner, &mut envs, 10, &mut rng)).unwrap();
+    }
+    let rollout = play(&learner, &mut envs, 200, &mut rng);
+    let returns = learner.returns(&rollout, None).unwrap();
+    let n_steps = learner.advantages(&rollout).unwrap();
+    learner.args.critic = Critic::Td;
+    let one_step = learner.advantages(&rollout).unwrap();
+    let ends: Vec<usize> = (0..rollout.rewards.len()).filter(|&t| rollout.done(t)).map(|t| t + 1).collect();
+    [returns, n_steps, one_step].map(|weights| {
+        let mut start = 0;
+        let mut estimates = Vec::new();
+        for &end in &ends {
+            let policy = learner.policy(&rollout.observations[4 * start..4 * end]).unwrap();
+            let actions = Tensor::new(&rollout.actions[start..end], &Device::Cpu).unwrap();
+            let log_probs = policy.log_prob(&actions).unwrap();
+            // Σ_t A_t ∇ln π_θ(a_t|s_t)
+            let objective = (weights.narrow(0, start, end - start).unwrap() * log_probs).unwrap().sum_all();
+            estimates.push(learner.actor.parameters.gradients(&objective.unwrap()).unwrap());
+            start = end;
+        }
+        let n = estimates.len() as f64;
+        let (mut variance, mut squared_length) = (0.0, 0.0);
+        for k in 0..estimates[0].len() {
+            let mean = estimates.iter().map(|estimate| f64::from(estimate[k])).sum::<f64>() / n;
+            let squares = estimates.iter().map(|estimate| (f64::from(estimate[k]) - mean).powi(2));
+            variance += squares.sum::<f64>() / (n - 1.0);
+            squared_length += mean * mean;
+        }
+        variance / squared_length
+    })
+}
+
+/// What the critic promises. Of ten seeds the noise is 27 by returns (standard deviation 5), 8.3 (1.4) by 20 steps
+/// and 2.5 (0.6) by one: by returns 2.8 to 4.9 times that by 20 steps, 3.3 on average, and by these 2.4 to 6.2
+/// times that by one, 3.5 on average. That the last is biased by the critic does not show in it.
+#[test]
+fn the_critic_takes_noise_away_and_the_more_the_sooner_it_stands_for_the_rest() {
+    let mut sums = [0.0; 3];
+    for seed in 1..=3 {
+        for (sum, noise) in sums.iter_mut().zip(noise(seed)) {
+            *sum += noise;
+        }
+    }
+    let [returns, n_steps, one_step] = sums;
+    assert!(returns > 2.0 * n_steps, "{sums:?}");
+    assert!(n_steps > 1.5 * one_step, "{sums:?}");
+}
+
 #[test]
 fn networks_are_born_apart_and_the_first_policy_is_almost_uniform() {
     let learner = learner([3, 3], &[16, 8], &[]);

@@ -33,6 +33,8 @@
 //! where μ is near a bound; here samples are clamped, which draws the bounds themselves often, and the
 //! best plans are often there. Where the environment is random, a plan is tried once instead of with
 //! several particles. Sparse rewards defeat all of it, for plans that end before any reward are alike.
+//! With `--threads` the plans of a round are divided over as many threads; each plan has its own random
+//! stream, so that the run is the same.
 //!
 //! Run `cargo run -p cem`: −200 or more on Pendulum-v1 in about three seconds, mostly evaluation
 //! (−137 is the best possible, by dynamic programming on a grid; random actions reach −1236).
@@ -42,7 +44,9 @@ use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{self, Action, Canvas, Env, Rng, Space, State, VecEnv, invalid, learner_rng};
 use common::gif::GifWriter;
+use common::nn::side_by_side;
 use common::run::Run;
+use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
 use serde::Serialize;
 use std::process::ExitCode;
@@ -55,6 +59,7 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 #[command(version)]
 #[command(mut_arg("env_id", |arg| arg.default_value("Pendulum-v1")))]
 #[command(mut_arg("total_timesteps", |arg| arg.default_value("2000")))]
+#[command(mut_arg("threads", |arg| arg.help("Threads that try out plans, at most 256")))]
 struct Args {
     #[command(flatten)]
     #[serde(flatten)]
@@ -82,19 +87,19 @@ struct Args {
     warm_start: bool,
 }
 
-/// Searches for plans in a copy of the environment.
+/// Searches for plans in copies of the environment.
 struct Cem {
-    model: Box<dyn Env>,
-    low: Vec<f32>,  // the least actions, [action_dim]
-    high: Vec<f32>, // the greatest, [action_dim]
-    mean: Vec<f32>, // μ, [horizon, action_dim]
-    std: Vec<f32>,  // σ, [horizon, action_dim]
+    models: Vec<Box<dyn Env>>, // one for each thread
+    low: Vec<f32>,             // the least actions, [action_dim]
+    high: Vec<f32>,            // the greatest, [action_dim]
+    mean: Vec<f32>,            // μ, [horizon, action_dim]
+    std: Vec<f32>,             // σ, [horizon, action_dim]
     args: Args,
 }
 
 impl Cem {
-    fn new(model: Box<dyn Env>, args: &Args) -> Result<Self> {
-        let spec = model.spec();
+    fn new(models: Vec<Box<dyn Env>>, args: &Args) -> Result<Self> {
+        let spec = models[0].spec();
         spec.box_to_box("cem")?;
         let (low, high) = match &spec.action_space {
             Space::Box { low, high, .. } if low.iter().chain(high).all(|bound| bound.is_finite()) => {
@@ -104,7 +109,7 @@ impl Cem {
         };
         let size = args.horizon * low.len();
         let (mean, std) = (vec![0.0; size], vec![0.0; size]);
-        let mut cem = Self { model, low, high, mean, std, args: args.clone() };
+        let mut cem = Self { models, low, high, mean, std, args: args.clone() };
         cem.forget();
         Ok(cem)
     }
@@ -145,21 +150,22 @@ impl Cem {
         plans
     }
 
-    /// J(Aⁱ) of one plan `[horizon, action_dim]` from `state` on.
-    fn plan_return(&mut self, state: &State, plan: &[f32], rng: &mut Rng) -> Result<f64> {
-        self.model.set_state(state)?;
-        let (mut total, mut discount) = (0.0, 1.0); // discount: γᵏ
-        for action in plan.chunks_exact(self.low.len()) {
-            // J = Σ_k γᵏ r(s_k, a_k)
-            let step = self.model.step(Action::Continuous(action), rng)?;
-            total += discount * step.reward;
-            discount *= self.args.gamma;
-            // Nothing follows a time limit either: what the plan is worth is what the episode will pay.
-            if step.terminated || step.truncated {
-                break;
+    /// J(Aⁱ) of every plan `[population, horizon, action_dim]` from `state` on. Each model tries an equal
+    /// part of them, side by side with --threads; plan i draws from stream i of `seed`, whoever tries it.
+    fn plan_returns(&mut self, state: &State, plans: &[f32], seed: u64) -> Result<Vec<f64>> {
+        let (size, action_dim, gamma) = (self.mean.len(), self.low.len(), self.args.gamma);
+        let share = (plans.len() / size).div_ceil(self.models.len()); // plans of one model
+        let parts = self.models.iter_mut().zip(plans.chunks(share * size)).enumerate().collect();
+        let returns = side_by_side(parts, |(part, (model, plans))| {
+            let mut returns = Vec::with_capacity(share);
+            for (i, plan) in plans.chunks_exact(size).enumerate() {
+                let mut rng = envs::rng(seed, (part * share + i) as u64);
+                let actions = plan.chunks_exact(action_dim);
+                returns.push(plan_return(model.as_mut(), state, actions, gamma, &mut rng)?);
             }
-        }
-        Ok(total)
+            Ok(returns)
+        })?;
+        Ok(returns.concat())
     }
 
     /// Which are the M plans with the greatest J(Aⁱ), the best first; of equal ones the earlier.
@@ -193,16 +199,36 @@ impl Cem {
         for _ in 0..self.args.iterations {
             let noise: Vec<f32> = StandardNormal.sample_iter(&mut *rng).take(population * size).collect();
             let plans = self.sample(&noise); // [population, horizon, action_dim]
-            let mut returns = Vec::with_capacity(population); // J(Aⁱ)
-            for plan in plans.chunks_exact(size) {
-                returns.push(self.plan_return(state, plan, rng)?);
-            }
+            let returns = self.plan_returns(state, &plans, rng.random())?; // J(Aⁱ), [population]
             let elites = self.elites(&returns);
             self.update(&plans, &elites);
             planned_return = elites.iter().map(|&elite| returns[elite]).sum::<f64>() / elites.len() as f64;
         }
         Ok((self.mean[..self.low.len()].to_vec(), planned_return))
     }
+}
+
+/// J of one plan from `state` on.
+fn plan_return<'a>(
+    model: &mut dyn Env,
+    state: &State,
+    plan: impl Iterator<Item = &'a [f32]>,
+    gamma: f64,
+    rng: &mut Rng,
+) -> Result<f64> {
+    model.set_state(state)?;
+    let (mut total, mut discount) = (0.0, 1.0); // discount: γᵏ
+    for action in plan {
+        // J = Σ_k γᵏ r(s_k, a_k)
+        let step = model.step(Action::Continuous(action), rng)?;
+        total += discount * step.reward;
+        discount *= gamma;
+        // Nothing follows a time limit either: what the plan is worth is what the episode will pay.
+        if step.terminated || step.truncated {
+            break;
+        }
+    }
+    Ok(total)
 }
 
 fn main() -> ExitCode {
@@ -215,7 +241,7 @@ fn train(args: Args) -> Result<()> {
         return invalid(format!("--elites {elites}: at most --population = {population}"));
     }
     let (mut envs, mut cem, mut rng) = set_up(&args, args.run.seed)?;
-    cem.model.set_state(&envs.state(0)?)?; // refuses an environment that no one can plan in
+    cem.models[0].set_state(&envs.state(0)?)?; // refuses an environment that no one can plan in
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
@@ -238,7 +264,7 @@ fn train(args: Args) -> Result<()> {
     let mut returns = Vec::new();
     for episode in 0..args.run.eval_episodes {
         let (mut envs, mut cem, mut rng) = set_up(&args, evaluation_seed(&args, episode))?;
-        returns.push(play(&mut cem, &mut envs, &mut rng, |_| Ok(()))?);
+        returns.push(play(&mut cem, &mut envs, &mut rng, |_| run.refuse_interrupted())?);
     }
     if args.run.capture_video {
         film(&args, &run)?;
@@ -247,16 +273,17 @@ fn train(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// One environment to act in, whose state can be read, and a planner with a copy of its own.
+/// One environment to act in, whose state can be read, and a planner with copies of its own.
 fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Cem, Rng)> {
     let envs = VecEnv::new(vec![envs::make(&args.run.env_id)?], seed)?;
-    let cem = Cem::new(envs::make(&args.run.env_id)?, args)?;
-    Ok((envs, cem, learner_rng(seed)))
+    let models = (0..args.run.threads).map(|_| envs::make(&args.run.env_id)).collect::<Result<_>>()?;
+    Ok((envs, Cem::new(models, args)?, learner_rng(seed)))
 }
 
-/// Of evaluation episode number `episode`.
+/// Of evaluation episode number `episode`: drawn, for sums of seeds and numbers would meet again in
+/// the runs of neighbouring seeds.
 fn evaluation_seed(args: &Args, episode: usize) -> u64 {
-    (args.run.seed ^ EVALUATION_SEED).wrapping_add(episode as u64)
+    envs::rng(args.run.seed ^ EVALUATION_SEED, episode as u64).random()
 }
 
 /// The return of one planned episode, of which `watch` is shown every state before the action.

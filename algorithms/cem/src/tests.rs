@@ -1,9 +1,10 @@
-//! CEM's rounds against a recording, its plans against the Riccati equation, what a plan is worth, and
-//! runs against their pins.
+//! CEM's rounds against a recording, its plans against the Riccati equation, what a plan is worth, that
+//! threads change nothing, and runs against their pins.
 
 use super::*;
 use approx::assert_abs_diff_eq;
 use common::envs::{MAX_EPISODE_STEPS, Spec, Step, rng};
+use common::nn::with_threads;
 use regression::scripted::{Log, Scripted};
 use regression::{Recording, SCRIPT, View};
 
@@ -69,7 +70,7 @@ fn recorded_update_of_the_distribution() {
         &format!("--smoothing={}", recording.number("momentum")),
     ]);
     let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
-    let mut cem = Cem::new(Box::new(model), &args).unwrap();
+    let mut cem = Cem::new(vec![Box::new(model)], &args).unwrap();
     cem.mean = recording.floats("batch/mean");
     cem.std = recording.floats("batch/std");
     let plans = cem.sample(&recording.floats("noise/normal_samples"));
@@ -87,7 +88,7 @@ fn recorded_update_of_the_distribution() {
 #[test]
 fn the_plan_is_the_one_of_the_riccati_equation() {
     let flags = ["--horizon=3", "--population=200", "--elites=20", "--iterations=30"];
-    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
+    let mut cem = Cem::new(vec![point()], &args(&flags)).unwrap();
     let (x, mut rng) = (0.8, rng(1, 0));
     let (action, planned_return) = cem.act(&State(vec![x]), &mut rng).unwrap();
     // P₂ = 1, P₁ = 1 + P₂ − P₂² / (1 + P₂) = 1.5, and a_k = −P_{k+1} / (1 + P_{k+1}) x_k:
@@ -97,8 +98,9 @@ fn the_plan_is_the_one_of_the_riccati_equation() {
     }
     assert_eq!(action, cem.mean[..1]);
     assert_abs_diff_eq!(planned_return, -1.6 * x * x, epsilon = 1e-3);
-    let total = cem.plan_return(&State(vec![x]), &cem.mean.clone(), &mut rng).unwrap();
-    assert_abs_diff_eq!(total, -1.6 * x * x, epsilon = 1e-3);
+    let totals = cem.plan_returns(&State(vec![x]), &cem.mean.clone(), 1).unwrap();
+    assert_eq!(totals.len(), 1);
+    assert_abs_diff_eq!(totals[0], -1.6 * x * x, epsilon = 1e-3);
 
     // Far away the best first push is the hardest one.
     cem.forget();
@@ -110,7 +112,7 @@ fn the_plan_is_the_one_of_the_riccati_equation() {
 fn the_planned_return_is_the_mean_of_the_last_elites() {
     // One round in which all are elites: the mean over all plans of the distribution it began with.
     let flags = ["--horizon=1", "--population=20000", "--elites=20000", "--iterations=1", "--smoothing=1"];
-    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
+    let mut cem = Cem::new(vec![point()], &args(&flags)).unwrap();
     let (action, planned_return) = cem.act(&State(vec![0.5]), &mut rng(1, 0)).unwrap();
     // −(x² + E[a²]), where a ~ N(0, ½²) is clamped to ±1. Nothing of the new distribution is
     // taken on.
@@ -130,7 +132,7 @@ fn clamped_square() -> f64 {
 
 #[test]
 fn plans_are_clamped_to_the_action_space() {
-    let mut cem = Cem::new(point(), &args(&["--horizon=2", "--population=3"])).unwrap();
+    let mut cem = Cem::new(vec![point()], &args(&["--horizon=2", "--population=3"])).unwrap();
     cem.mean = vec![0.25, 0.75];
     cem.std = vec![0.5, 0.25];
     let plans = cem.sample(&[0.0, 0.0, 1.0, -1.0, -4.0, 4.0]);
@@ -139,7 +141,8 @@ fn plans_are_clamped_to_the_action_space() {
 
 #[test]
 fn a_plan_is_worth_what_the_episode_still_pays() {
-    let mut cem = Cem::new(envs::make("Pendulum-v1").unwrap(), &args(&["--gamma=0.9"])).unwrap();
+    let flags = args(&["--gamma=0.9", "--horizon=5"]);
+    let mut cem = Cem::new(vec![envs::make("Pendulum-v1").unwrap()], &flags).unwrap();
     let mut model = envs::make("Pendulum-v1").unwrap();
     let mut rng = rng(1, 0);
     let plan = [0.5_f32, -1.0, 2.0, 0.0, 1.5];
@@ -153,9 +156,100 @@ fn a_plan_is_worth_what_the_episode_still_pays() {
                 0.9_f64.powi(k as i32) * step.reward
             })
             .sum();
-        let actual = cem.plan_return(&state, &plan, &mut rng).unwrap();
-        assert_abs_diff_eq!(actual, expected, epsilon = 1e-9);
+        let actual = cem.plan_returns(&state, &plan, 1).unwrap();
+        assert_eq!(actual.len(), 1);
+        assert_abs_diff_eq!(actual[0], expected, epsilon = 1e-9);
     }
+}
+
+#[test]
+fn what_is_tried_is_the_plan() {
+    // Two actions a step, two plans: the log has every number in its place.
+    let (log, actions) = (Log::default(), Space::uniform(2, 0.0, 12.0));
+    let model = Scripted::new(0, View::Vector, actions, SCRIPT, log.clone());
+    let mut cem = Cem::new(vec![Box::new(model)], &args(&["--horizon=3"])).unwrap();
+    let plans: Vec<f32> = (0..12).map(|i| i as f32).collect();
+    cem.plan_returns(&State(vec![0.0, 0.0]), &plans, 1).unwrap();
+    let tried: Vec<_> = log.transitions().into_iter().map(|t| (t.step, t.action)).collect();
+    let expected = (0..6).map(|i| (i % 3, vec![2.0 * i as f32, 2.0 * i as f32 + 1.0]));
+    assert_eq!(tried, expected.collect::<Vec<_>>());
+}
+
+#[test]
+fn threads_change_nothing() {
+    // In a random environment too, with parts that are unequal, and with more threads than plans.
+    let run = |threads: usize, seed: u64| {
+        let models = (0..threads).map(|_| Box::new(Shaken(point())) as Box<dyn Env>).collect();
+        let mut cem = Cem::new(models, &args(&["--population=23", "--elites=23"])).unwrap();
+        let noise: Vec<f32> = StandardNormal.sample_iter(rng(1, 0)).take(23 * 20).collect();
+        let plans = cem.sample(&noise);
+        let state = State(vec![0.5]);
+        let both =
+            (cem.plan_returns(&state, &plans, seed).unwrap(), cem.act(&state, &mut rng(2, 0)).unwrap());
+        (both, cem.mean)
+    };
+    let alone = run(1, 5);
+    let returns = &alone.0.0;
+    assert!(returns.len() == 23 && returns[1..].iter().all(|total| *total != returns[0]), "{returns:?}");
+    for threads in [2, 3, 8, 40] {
+        assert_eq!(run(threads, 5), alone, "{threads} threads");
+        let shared_out = with_threads(2, || run(threads, 5)).unwrap();
+        assert_eq!(shared_out, alone, "{threads} models on two threads");
+    }
+    assert_ne!(run(1, 6).0.0, *returns);
+}
+
+#[test]
+fn each_plan_is_shaken_otherwise_each_time() {
+    let mut cem = Cem::new(vec![Box::new(Shaken(point()))], &args(&["--horizon=1"])).unwrap();
+    let returns = cem.plan_returns(&State(vec![0.0]), &[0.0; 50], 1).unwrap();
+    assert!(returns.windows(2).all(|pair| pair[0] != pair[1]), "{returns:?}");
+    // Each round draws its noise and then a seed for its plans.
+    let mut generator = rng(1, 0);
+    cem.act(&State(vec![0.0]), &mut generator).unwrap();
+    let mut expected = rng(1, 0);
+    for _ in 0..3 {
+        let noise = StandardNormal.sample_iter(&mut expected).take(64);
+        noise.for_each(|_: f32| {});
+        let _: u64 = expected.random();
+    }
+    assert_eq!(generator, expected);
+}
+
+/// A point that is pushed at random besides.
+struct Shaken(Box<dyn Env>);
+
+impl Env for Shaken {
+    fn spec(&self) -> &Spec {
+        self.0.spec()
+    }
+    fn reset(&mut self, rng: &mut Rng) -> Result<()> {
+        self.0.reset(rng)
+    }
+    fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
+        let push = action.vector()[0] + rng.random_range(-0.1..0.1);
+        self.0.step(Action::Continuous(&[push]), rng)
+    }
+    fn observe(&self, observation: &mut [f32]) {
+        self.0.observe(observation);
+    }
+    fn state(&self) -> Result<State> {
+        self.0.state()
+    }
+    fn set_state(&mut self, state: &State) -> Result<()> {
+        self.0.set_state(state)
+    }
+}
+
+#[test]
+fn no_two_evaluation_episodes_are_alike() {
+    let mut seeds: Vec<u64> = Vec::new();
+    for seed in 1..=20 {
+        let args = args(&["--seed", &seed.to_string()]);
+        seeds.extend((0..100).map(|episode| evaluation_seed(&args, episode)));
+    }
+    seeds.sort_unstable();
+    assert!(seeds.windows(2).all(|pair| pair[0] != pair[1]));
 }
 
 #[test]
@@ -163,18 +257,18 @@ fn a_plan_ends_with_the_episode() {
     // Episodes of three steps (terminated), of four (truncated), of one, of two (both at once).
     let actions = Space::uniform(1, -1.0, 1.0);
     let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
-    let mut cem = Cem::new(Box::new(model), &args(&["--horizon=5"])).unwrap();
+    let mut cem = Cem::new(vec![Box::new(model)], &args(&["--horizon=5"])).unwrap();
     for (episode, length) in [(0, 3), (1, 4), (2, 1), (3, 2)] {
-        let total = cem.plan_return(&State(vec![f64::from(episode), 0.0]), &[0.0; 5], &mut rng(1, 0));
+        let totals = cem.plan_returns(&State(vec![f64::from(episode), 0.0]), &[0.0; 10], 1).unwrap();
         let expected: i32 = (0..length).map(|t| 10 * episode + t + 1).sum();
-        assert_eq!(total.unwrap(), f64::from(expected));
+        assert_eq!(totals, [f64::from(expected); 2]);
     }
 }
 
 #[test]
 fn the_next_plan_begins_with_the_rest_of_this_one() {
     for (flag, expected) in [("true", [0.2, 0.3, 0.3]), ("false", [0.0; 3])] {
-        let mut cem = Cem::new(point(), &args(&["--horizon=3", "--warm-start", flag])).unwrap();
+        let mut cem = Cem::new(vec![point()], &args(&["--horizon=3", "--warm-start", flag])).unwrap();
         cem.mean = vec![0.1, 0.2, 0.3];
         cem.std = vec![0.01; 3];
         cem.begin();
@@ -184,7 +278,7 @@ fn the_next_plan_begins_with_the_rest_of_this_one() {
     // Two actions in a step, of different ranges.
     let actions = Space::Box { shape: vec![2], low: vec![-1.0, 0.0], high: vec![1.0, 8.0] };
     let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
-    let mut cem = Cem::new(Box::new(model), &args(&["--horizon=2"])).unwrap();
+    let mut cem = Cem::new(vec![Box::new(model)], &args(&["--horizon=2"])).unwrap();
     assert_eq!(cem.mean, [0.0, 4.0, 0.0, 4.0]);
     cem.mean = vec![0.1, 1.0, 0.2, 2.0];
     cem.begin();
@@ -193,14 +287,14 @@ fn the_next_plan_begins_with_the_rest_of_this_one() {
 
 #[test]
 fn equal_plans_are_ranked_by_their_order() {
-    let cem = Cem::new(point(), &args(&["--elites=3"])).unwrap();
+    let cem = Cem::new(vec![point()], &args(&["--elites=3"])).unwrap();
     assert_eq!(cem.elites(&[1.0, 3.0, 2.0, 3.0, 2.0]), [1, 3, 2]);
 }
 
 #[test]
 fn an_episode_without_end_is_cut() {
     let flags = ["--horizon=1", "--population=2", "--elites=1", "--iterations=1"];
-    let mut cem = Cem::new(point(), &args(&flags)).unwrap();
+    let mut cem = Cem::new(vec![point()], &args(&flags)).unwrap();
     let mut envs = VecEnv::new(vec![point()], 1).unwrap();
     let mut steps = 0;
     let watch = |_: &VecEnv| {
@@ -232,6 +326,7 @@ fn pinned_run_of_the_other_flags() {
         "--smoothing=0.5",
         "--gamma=0.9",
         "--warm-start=false",
+        "--threads=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

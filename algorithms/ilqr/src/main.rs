@@ -393,11 +393,11 @@ fn train(args: Args) -> Result<()> {
 
     let training_seconds = run.wall_seconds();
     let film = || GifWriter::new(&run.dir().join("agent.gif"), 480, 320, 33);
-    let mut gif = args.run.capture_video.then(film).transpose()?;
-    let mut returns = Vec::new();
+    let (mut gif, mut returns) = (args.run.capture_video.then(film).transpose()?, Vec::new());
     for episode in 0..args.run.eval_episodes {
         let (envs, ilqr, rng) = set_up(&args, evaluation_seed(&args, episode))?;
         returns.push(play(ilqr, envs, rng, gif.take())?);
+        run.refuse_interrupted()?;
     }
     run.finish(&returns, training_seconds)?;
     Ok(())

@@ -6,11 +6,10 @@
 //! Konidaris, Osentoski & Thomas (2011), "Value function approximation in reinforcement learning using the
 //! Fourier basis", AAAI. Sutton & Barto (2018), *Reinforcement Learning*, sections 9.5, 10.1, 10.2, 12.7.
 //!
-//! Where states are too many for a table, what is learned in one must hold for those like it. The value
-//! of an action is a weighted sum of features of the state, of which a few are active at a time, and a step
-//! changes the weights of those and so the values of all states that share them. The rest is SARSA: the
-//! value of the action taken moves towards the reward plus the value of the next action, at once, after n
-//! steps, or through a trace that remembers which features were active lately.
+//! Where states are too many for a table, what is learned in one must hold for those like it. An action's
+//! value is a weighted sum of the state's features, a few of them active; a step changes their weights, and
+//! so the values of all states that share them. The rest is SARSA: the value of the action taken moves towards
+//! the reward plus the next action's value, at once, after n steps, or by a trace of what was active lately.
 //!
 //! With `q(s,a) = wᵀ x(s,a)`, from s_t by a_t with reward r_{t+1} to s_{t+1}, where a_{t+1} follows:
 //!
@@ -41,13 +40,9 @@
 //! in order as long as there are enough (`--hash-size`), and are hashed otherwise.
 //!
 //! Run `cargo run -p linear_sarsa`: gets the mountain car out of its valley in about 110 steps after a few
-//! hundred episodes, a second; the best possible is 97.7 (Sutton & Barto 2018, chapters 10 and 12).
-//!
-//! ```text
-//! --lambda 0.96 --learning-rate 1.2                            176 in the first 50 (figure 12.10)
-//! --method true-online --lambda 0.92 --learning-rate 0.8       176 (figure 12.11)
-//! --method n-step --n-step 8 --learning-rate 0.3               107 in episodes 401 to 500 (section 10.2)
-//! ```
+//! hundred episodes, a second; the best possible is 97.7 (Sutton & Barto 2018, chapters 10 and 12). The first
+//! 50 take 176 with `--lambda 0.96 --learning-rate 1.2` (figure 12.10), episodes 401 to 500 take 107 with
+//! `--method n-step --n-step 8 --learning-rate 0.3` (section 10.2). The model's `values` are figure 10.1's.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -68,7 +63,11 @@ struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     run: RunArgs,
-    /// How q is learned
+    /// Stop after this many episodes, however few steps that were [default: no limit]
+    #[arg(long, value_parser = cli::positive)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_episodes: Option<usize>,
+    /// Semi-gradient SARSA over n steps, SARSA(λ) or true online SARSA(λ)
     #[arg(long, value_enum, default_value_t = Method::Lambda)]
     method: Method,
     /// Steps that n-step waits, n
@@ -77,10 +76,10 @@ struct Args {
     /// Decay of the trace, λ
     #[arg(long, default_value_t = 0.9, value_parser = cli::unit_interval)]
     lambda: f64,
-    /// Trace of lambda
+    /// Trace of lambda; replacing-clearing sets the other actions' to 0
     #[arg(long, value_enum, default_value_t = Trace::Replacing)]
     trace: Trace,
-    /// Features of the state
+    /// Features of the state: tiles, cosines, or Gaussians on a grid
     #[arg(long, value_enum, default_value_t = Basis::Tiles)]
     basis: Basis,
     /// Grids of tiles, m
@@ -109,11 +108,8 @@ struct Args {
 #[derive(ValueEnum, Serialize, Debug, Clone, Copy, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Method {
-    /// Semi-gradient SARSA over n steps
     NStep,
-    /// SARSA(λ)
     Lambda,
-    /// True online SARSA(λ)
     TrueOnline,
 }
 
@@ -122,7 +118,6 @@ enum Method {
 enum Trace {
     Accumulating,
     Replacing,
-    /// Replacing, and the other actions' set to 0
     ReplacingClearing,
     Dutch,
 }
@@ -130,11 +125,8 @@ enum Trace {
 #[derive(ValueEnum, Serialize, Debug, Clone, Copy, PartialEq)]
 #[serde(rename_all = "kebab-case")]
 enum Basis {
-    /// Tile coding
     Tiles,
-    /// Cosines
     Fourier,
-    /// Gaussians on a grid
     Radial,
 }
 
@@ -146,7 +138,6 @@ struct Features {
     low: Vec<f64>,     // [d]
     range: Vec<f64>,   // [d]
     points: usize,     // of a grid along each dimension
-    grids: usize,      // m, or 1
     per_action: usize, // features of an action
     len: usize,        // weights, n
     step_size: f64,    // α, of one feature
@@ -176,17 +167,14 @@ impl Features {
         };
         let (per_action, len) = (all / num_actions, all.min(weights));
         let step_size = args.learning_rate / grids as f64;
-        Ok(Self { low, range, points, grids, per_action, len, step_size, num_actions, args: args.clone() })
+        Ok(Self { low, range, points, per_action, len, step_size, num_actions, args: args.clone() })
     }
 
     /// x(s,·), for each action: `[num_actions]`.
     fn of(&self, observation: &[f32]) -> Vec<Active> {
         let scaled = |d: usize| (f64::from(observation[d]) - self.low[d]) / self.range[d];
         let s: Vec<f64> = (0..observation.len()).map(scaled).collect();
-        let of_state = match self.args.basis {
-            Basis::Tiles => self.tiles(&s),
-            Basis::Fourier | Basis::Radial => self.waves(&s),
-        };
+        let of_state = if self.args.basis == Basis::Tiles { self.tiles(&s) } else { self.waves(&s) };
         let of_action = |action: usize| {
             let weight = |&(i, value): &(usize, f64)| (hash(action * self.per_action + i, self.len), value);
             of_state.iter().map(weight).collect()
@@ -196,7 +184,7 @@ impl Features {
 
     /// The tile of each grid that s lies in.
     fn tiles(&self, s: &[f64]) -> Active {
-        let (points, tilings) = (self.points, self.grids);
+        let (points, tilings) = (self.points, self.args.tilings);
         let tile_of = |tiling: usize| {
             let mut tile = 0; // row-major in its grid
             for (d, s) in s.iter().enumerate() {
@@ -299,6 +287,16 @@ impl Sarsa {
         self.best_actions(features).first().copied().unwrap_or(0)
     }
 
+    /// max_a q(s,a) at 41 × 41 points of a state of two numbers, those of the second beside each other.
+    fn values(&self, features: &Features) -> Vec<f64> {
+        let number = |d: usize, i: usize| (features.low[d] + features.range[d] * i as f64 / 40.0) as f32;
+        let value = |i: usize| {
+            let of_state = features.of(&[number(0, i / 41), number(1, i % 41)]);
+            dot_active(&self.w, &of_state[self.act_greedily(&of_state)])
+        };
+        if features.low.len() == 2 { (0..41 * 41).map(value).collect() } else { Vec::new() }
+    }
+
     /// q(s_t,a_t)
     fn value(&self, step: &Step) -> f64 {
         dot_active(&self.w, &step.features[step.action])
@@ -389,8 +387,9 @@ fn train(args: Args) -> Result<()> {
     let mut action = sarsa.act(&features.of(envs.observations()), &mut rng);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
+    let (total_episodes, mut episodes) = (args.total_episodes.unwrap_or(usize::MAX), 0);
     let mut global_step = 0;
-    while global_step < run.total_timesteps {
+    while global_step < run.total_timesteps && episodes < total_episodes {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
@@ -399,6 +398,7 @@ fn train(args: Args) -> Result<()> {
                 ("old_value", &mut sarsa.old_value),
                 ("window", &mut sarsa.window),
                 ("action", &mut action),
+                ("episodes", &mut episodes),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
             ],
@@ -406,6 +406,7 @@ fn train(args: Args) -> Result<()> {
 
         let step = interact(&sarsa, &mut envs, &features, &mut action, &mut rng)?;
         global_step += 1;
+        episodes += envs.episodes().len();
         run.episodes(global_step, envs.episodes())?;
 
         let value = sarsa.value(&step);
@@ -416,7 +417,8 @@ fn train(args: Args) -> Result<()> {
         }
     }
 
-    run.save_or_load_model(&mut [("w", &mut sarsa.w as _)])?;
+    let mut values = sarsa.values(&features);
+    run.save_or_load_model(&mut [("w", &mut sarsa.w as _), ("values", &mut values as _)])?;
     run.evaluate(|observations| {
         let act = |observation: &[f32]| sarsa.act_greedily(&features.of(observation)) as u32;
         Ok(observations.chunks_exact(features.low.len()).map(act).collect())
@@ -439,10 +441,8 @@ fn interact(
     let next_action = sarsa.act(&next_features, rng);
     let (terminated, truncated) = (envs.terminated()[0], envs.truncated()[0]);
     let (taken, reward) = (*action, f64::from(envs.rewards()[0]));
-    *action = match terminated || truncated {
-        true => sarsa.act(&features.of(envs.observations()), rng),
-        false => next_action,
-    };
+    let ended = terminated || truncated;
+    *action = if ended { sarsa.act(&features.of(envs.observations()), rng) } else { next_action };
     Ok(Step { features: of_state, action: taken, reward, next_features, next_action, terminated, truncated })
 }
 

@@ -354,7 +354,7 @@ fn train(args: Args) -> Result<()> {
     let mut returns = Vec::new();
     for episode in 0..args.run.eval_episodes {
         let (mut envs, mut mcts, mut rng) = set_up(&args, evaluation_seed(&args, episode))?;
-        returns.push(play(&mut mcts, &mut envs, &mut rng, |_| Ok(()))?);
+        returns.push(play(&mut mcts, &mut envs, &mut rng, |_| run.refuse_interrupted())?);
     }
     let lowest = returns.iter().copied().fold(f64::INFINITY, f64::min);
     run.log(global_step, "eval/lowest_return", lowest)?; // whether any game was lost

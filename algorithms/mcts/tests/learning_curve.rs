@@ -25,6 +25,12 @@ fn evaluation_alone_plans_the_same_episodes() {
     regression::evaluates_alike(MCTS, &["--total-timesteps", "20", "--eval-episodes", "10"]);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn the_evaluation_hears_ctrl_c() {
+    regression::hears_ctrl_c_in_evaluation(MCTS, &["--total-timesteps", "10", "--eval-episodes", "1"]);
+}
+
 #[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(MCTS, args, mentions);

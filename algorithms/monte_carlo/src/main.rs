@@ -20,7 +20,9 @@
 //! C(s_t,a_t) ← C(s_t,a_t) + W                      W = 1, C a number of visits, on-policy
 //! Q(s_t,a_t) ← Q(s_t,a_t) + W / C(s_t,a_t) [ G − Q(s_t,a_t) ]
 //! W ← W π(a_t|s_t) / b(a_t|s_t)                    --method off-policy, whose behaviour is b
-//! Q(s_t,a_t) ← Q(s_t,a_t) + [ W G − Q(s_t,a_t) ] / C(s_t,a_t)      --ordinary, C a number of visits
+//! C(s_t) ← C(s_t) + W
+//! V(s_t) ← V(s_t) + W / C(s_t) [ G − V(s_t) ]      a state's own action is weighed as well
+//! Q(s_t,a_t) ← Q(s_t,a_t) + [ W G − Q(s_t,a_t) ] / C(s_t,a_t)      --ordinary, C a number of visits; V alike
 //! ```
 //!
 //! ```text
@@ -29,13 +31,14 @@
 //! --method off-policy          π greedy in Q; b is π, but with probability ε any action   (page 111)
 //! ```
 //!
-//! On-policy each first visit of a state and action in an episode counts, or with `--every-visit` all.
+//! On-policy each first visit of a state and action, or of a state, counts, or with `--every-visit` all.
 //! Off-policy, dividing by the sum of the weights W makes the mean weighted importance sampling, which is
 //! biased but of small variance; `--ordinary` divides by the number of visits, which is unbiased and may
 //! be of infinite variance. Once W is 0, because π would not have acted so, weighted sampling leaves out
 //! all that is before it, and ordinary sampling counts it as 0.
 //!
-//! `--improve false` predicts the values of the uniform policy and leaves it as it is.
+//! `--improve false` predicts the values of a policy and leaves it as it is: the uniform one, or with
+//! `--stick-from 20` the one of example 5.1, which in Blackjack sticks on 20 and 21 and hits below.
 //!
 //! Deviations: exploring starts draw the first action alone, and the first state is the environment's own
 //! (Blackjack deals every one that matters). An episode that a time limit cuts off has no return and is
@@ -44,6 +47,12 @@
 //! Run `cargo run -p monte_carlo`: learns Blackjack from half a million hands in a few seconds, a policy
 //! worth −0.044 a hand where the best possible is −0.0431 and the dealer's own −0.076 (Sutton & Barto 2018,
 //! example 5.3, figure 5.2; exact values by dynamic programming). The ε-soft policy learns to −0.046.
+//!
+//! ```text
+//! --improve false --stick-from 20 --method epsilon-soft                       figure 5.1, left in V
+//! --improve false --stick-from 20 --method off-policy --epsilon 1 --ordinary --env-id BlackjackState-v0
+//!                                                                             figure 5.3
+//! ```
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -67,9 +76,18 @@ struct Args {
     /// What sees to it that every action is tried
     #[arg(long, value_enum, default_value_t = Method::ExploringStarts)]
     method: Method,
-    /// Make the policy greedy after every episode; otherwise predict the uniform policy's values
+    /// Stop after this many episodes, however few steps that were [default: no limit]
+    #[arg(long, value_parser = cli::positive)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    total_episodes: Option<usize>,
+    /// Make the policy greedy after every episode; otherwise predict its values and leave it as it is
     #[arg(long, default_value_t = true)]
     improve: bool,
+    /// Begin with the policy that in Blackjack sticks from this sum on and hits below [default: the uniform
+    /// policy]
+    #[arg(long)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stick_from: Option<usize>,
     /// Count all visits of an episode, not the first alone (on-policy)
     #[arg(long, default_value_t = false)]
     every_visit: bool,
@@ -82,6 +100,9 @@ struct Args {
     /// Discount, γ
     #[arg(long, default_value_t = 1.0, value_parser = cli::unit_interval)]
     gamma: f64,
+    /// Episodes between points of the curves, each their mean
+    #[arg(long, default_value_t = 100, value_parser = cli::positive)]
+    log_every: usize,
 }
 
 #[derive(ValueEnum, Serialize, Debug, Clone, Copy, PartialEq)]
@@ -127,6 +148,11 @@ impl States {
     fn index(&self, observation: &[f32]) -> usize {
         self.sizes.iter().zip(observation).fold(0, |index, (size, &part)| index * size + part as usize)
     }
+
+    /// The observation's first index, in Blackjack the player's sum.
+    fn first_part(&self, state: usize) -> usize {
+        state / self.sizes[1..].iter().product::<usize>()
+    }
 }
 
 /// What one step of the environment showed.
@@ -143,6 +169,8 @@ struct Step {
 struct MonteCarlo {
     q: Vec<f64>,        // Q(s,a), [num_states, num_actions]
     c: Vec<f64>,        // C(s,a), the sum of the weights so far, [num_states, num_actions]
+    v: Vec<f64>,        // V(s), [num_states]
+    v_c: Vec<f64>,      // C(s), [num_states]
     policy: Vec<f64>,   // π(a|s), [num_states, num_actions]
     episode: Vec<Step>, // of the episode that is being played
     num_actions: usize,
@@ -156,10 +184,20 @@ impl MonteCarlo {
         Self {
             q: vec![0.0; size],
             c: vec![0.0; size],
+            v: vec![0.0; num_states],
+            v_c: vec![0.0; num_states],
             policy: vec![1.0 / num_actions as f64; size],
             episode: Vec::new(),
             num_actions,
             args: args.clone(),
+        }
+    }
+
+    /// Makes π the policy that sticks from a sum on and hits below it, in Blackjack.
+    fn stick_from(&mut self, sum: usize, states: &States) {
+        for (state, policy) in self.policy.chunks_exact_mut(2).enumerate() {
+            let sticks = states.first_part(state) >= sum;
+            policy.copy_from_slice(if sticks { &[1.0, 0.0] } else { &[0.0, 1.0] });
         }
     }
 
@@ -197,20 +235,6 @@ impl MonteCarlo {
         values.iter().position(|&value| value == max).unwrap_or(0)
     }
 
-    /// Moves the mean of a state and action towards the return G, whose weight is W.
-    fn add_return(&mut self, entry: usize, g: f64, weight: f64) {
-        if self.args.ordinary {
-            self.c[entry] += 1.0;
-            // Q ← Q + [ W G − Q ] / C, the plain mean of W G
-            self.q[entry] += (weight * g - self.q[entry]) / self.c[entry];
-        } else if weight > 0.0 {
-            // C ← C + W
-            self.c[entry] += weight;
-            // Q ← Q + W / C [ G − Q ]
-            self.q[entry] += weight / self.c[entry] * (g - self.q[entry]);
-        }
-    }
-
     /// Makes π greedy in Q in `state`; with an ε-soft policy any action keeps a share of ε.
     fn improve(&mut self, state: usize) {
         let best = self.act_greedily(state);
@@ -231,11 +255,12 @@ impl MonteCarlo {
         for (t, step) in episode.iter().enumerate().rev() {
             // G ← γ G + r_{t+1}
             g = self.args.gamma * g + step.reward;
-            let same = |before: &Step| (before.state, before.action) == (step.state, step.action);
-            let first_visit = !episode[..t].iter().any(same);
             let off_policy = self.args.method == Method::OffPolicy;
-            if first_visit || self.args.every_visit || off_policy {
-                self.add_return(step.state * self.num_actions + step.action, g, weight);
+            let all_visits = self.args.every_visit || off_policy;
+            let same = |before: &Step| (before.state, before.action) == (step.state, step.action);
+            if all_visits || !episode[..t].iter().any(same) {
+                let entry = step.state * self.num_actions + step.action;
+                add_return(&mut self.q[entry], &mut self.c[entry], g, weight, self.args.ordinary);
                 if self.args.improve {
                     self.improve(step.state);
                 }
@@ -243,6 +268,13 @@ impl MonteCarlo {
             if off_policy {
                 // W ← W π(a_t|s_t) / b(a_t|s_t)
                 weight *= self.policy(step.state)[step.action] / behaviours[t];
+            }
+            // Easy to miss: an exploring start is no action of π's, whose values V(s) are.
+            let explores = t == 0 && self.args.method == Method::ExploringStarts;
+            let first_visit = !episode[..t].iter().any(|before| before.state == step.state);
+            if !explores && (all_visits || first_visit) {
+                let (v, c) = (&mut self.v[step.state], &mut self.v_c[step.state]);
+                add_return(v, c, g, weight, self.args.ordinary);
             }
             // Easy to miss: what π would not have done says nothing of the steps before it; the plain
             // mean of ordinary importance sampling counts that as a 0.
@@ -264,6 +296,20 @@ impl MonteCarlo {
     }
 }
 
+/// Moves a mean, Q(s,a) or V(s), towards the return G, whose weight is W.
+fn add_return(mean: &mut f64, c: &mut f64, g: f64, weight: f64, ordinary: bool) {
+    if ordinary {
+        *c += 1.0;
+        // Q ← Q + [ W G − Q ] / C, the plain mean of W G
+        *mean += (weight * g - *mean) / *c;
+    } else if weight > 0.0 {
+        // C ← C + W
+        *c += weight;
+        // Q ← Q + W / C [ G − Q ]
+        *mean += weight / *c * (g - *mean);
+    }
+}
+
 fn main() -> ExitCode {
     cli::main(train)
 }
@@ -273,17 +319,27 @@ fn train(args: Args) -> Result<()> {
     let (states, num_actions) = States::new(envs.spec())?;
     let mut rng = learner_rng(args.run.seed);
     let mut monte_carlo = MonteCarlo::new(states.len(), num_actions, &args);
+    if let Some(sum) = args.stick_from {
+        if states.sizes != [32, 11, 2] {
+            let env_id = &args.run.env_id;
+            return invalid(format!("--stick-from {sum}: is a policy of Blackjack-v1, not of {env_id}"));
+        }
+        monte_carlo.stick_from(sum, &states);
+    }
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     // Hundreds of thousands of short episodes: the curve has the mean of every hundred.
     let (mut episodes, mut mean_return, mut mean_length) = (0, 0.0, 0.0);
+    let (total_episodes, log_every) = (args.total_episodes.unwrap_or(usize::MAX), args.log_every);
     let mut global_step = 0;
-    while global_step < run.total_timesteps {
+    while global_step < run.total_timesteps && episodes < total_episodes {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
                 ("q", &mut monte_carlo.q),
                 ("c", &mut monte_carlo.c),
+                ("v", &mut monte_carlo.v),
+                ("v_c", &mut monte_carlo.v_c),
                 ("policy", &mut monte_carlo.policy),
                 ("episode", &mut monte_carlo.episode),
                 ("envs", &mut envs),
@@ -300,17 +356,22 @@ fn train(args: Args) -> Result<()> {
 
         for episode in envs.episodes() {
             episodes += 1;
-            mean_return += episode.episodic_return / 100.0;
-            mean_length += f64::from(episode.length) / 100.0;
-            if episodes % 100 == 0 {
+            mean_return += episode.episodic_return / log_every as f64;
+            mean_length += f64::from(episode.length) / log_every as f64;
+            if episodes % log_every == 0 {
                 let length = mean_length.round() as u32;
                 run.episodes(global_step, &[Episode { env: 0, episodic_return: mean_return, length }])?;
                 (mean_return, mean_length) = (0.0, 0.0);
+                if !args.improve {
+                    // Of the state that the next episode begins in.
+                    let start = states.index(envs.observations());
+                    run.log(global_step, "charts/value_start", monte_carlo.v[start])?;
+                }
             }
         }
     }
 
-    run.save_or_load_model(&mut [("q", &mut monte_carlo.q as _)])?;
+    run.save_or_load_model(&mut [("q", &mut monte_carlo.q as _), ("v", &mut monte_carlo.v as _)])?;
     let size = states.sizes.len();
     run.evaluate(|observations| {
         let action = |observation: &[f32]| monte_carlo.act_greedily(states.index(observation)) as u32;

@@ -33,6 +33,9 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Discrete observations", "Box([4])"]);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--method", "sarsa"], &["'sarsa'", "--method", "off-policy"]);
+    let elsewhere = ["--env-id", "FrozenLake-v1", "--stick-from", "20"];
+    refuses(&elsewhere, &["--stick-from 20", "Blackjack-v1", "not of FrozenLake-v1"]);
+    refuses(&["--log-every", "0"], &["'0'", "--log-every", "at least 1"]);
     refuses(&["--epsilon", "2"], &["'2'", "--epsilon", "0 to 1"]);
     refuses(&["--gamma", "NaN"], &["'NaN'", "--gamma", "0 to 1"]);
 }

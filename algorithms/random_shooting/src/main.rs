@@ -41,10 +41,11 @@ use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{self, Action, Actions, Canvas, Env, Rng, Space, State, VecEnv, invalid, learner_rng};
 use common::gif::GifWriter;
+use common::nn::side_by_side;
 use common::run::Run;
 use rand::RngExt;
 use serde::Serialize;
-use std::{panic::resume_unwind, process::ExitCode, thread, time::Instant};
+use std::{process::ExitCode, time::Instant};
 
 /// The evaluation's environments draw from this seed's streams, apart from the training ones.
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
@@ -113,34 +114,25 @@ impl RandomShooting {
     }
 
     /// J(Aⁱ) of every plan `[candidates, horizon, action_dim]` from `state` on. Each model tries an equal
-    /// part of them on a thread of its own; plan i draws from stream i of `seed`, whoever tries it.
+    /// part of them, side by side with --threads; plan i draws from stream i of `seed`, whoever tries it.
     fn check(&mut self, state: &State, plans: &[f32], seed: u64) -> Result<Vec<f64>> {
         let (size, action_dim, gamma) = (self.size(), self.action_dim, self.args.gamma);
         let discrete = matches!(self.action_space, Space::Discrete { .. });
-        let mut returns = vec![0.0; plans.len() / size];
-        let share = returns.len().div_ceil(self.models.len()); // plans of one thread
-        thread::scope(|scope| -> Result<()> {
-            let parts = self.models.iter_mut().zip(returns.chunks_mut(share)).zip(plans.chunks(share * size));
-            let mut threads = Vec::new();
-            for (part, ((model, returns), plans)) in parts.enumerate() {
-                threads.push(scope.spawn(move || -> Result<()> {
-                    for (i, plan) in plans.chunks_exact(size).enumerate() {
-                        let mut rng = envs::rng(seed, (part * share + i) as u64);
-                        let actions = plan.chunks_exact(action_dim).map(|action| match discrete {
-                            true => Action::Discrete(action[0] as usize),
-                            false => Action::Continuous(action),
-                        });
-                        returns[i] = plan_return(model.as_mut(), state, actions, gamma, &mut rng)?;
-                    }
-                    Ok(())
-                }));
+        let share = (plans.len() / size).div_ceil(self.models.len()); // plans of one model
+        let parts = self.models.iter_mut().zip(plans.chunks(share * size)).enumerate().collect();
+        let returns = side_by_side(parts, |(part, (model, plans))| {
+            let mut returns = Vec::with_capacity(share);
+            for (i, plan) in plans.chunks_exact(size).enumerate() {
+                let mut rng = envs::rng(seed, (part * share + i) as u64);
+                let actions = plan.chunks_exact(action_dim).map(|action| match discrete {
+                    true => Action::Discrete(action[0] as usize),
+                    false => Action::Continuous(action),
+                });
+                returns.push(plan_return(model.as_mut(), state, actions, gamma, &mut rng)?);
             }
-            let join = |thread: thread::ScopedJoinHandle<'_, Result<()>>| {
-                thread.join().unwrap_or_else(|panic| resume_unwind(panic))
-            };
-            threads.into_iter().try_for_each(join)
+            Ok(returns)
         })?;
-        Ok(returns)
+        Ok(returns.concat())
     }
 
     /// What to do in `state`: the first action of the best plan, `[action_dim]`. And what that plan is
@@ -209,7 +201,7 @@ fn train(args: Args) -> Result<()> {
     let mut returns = Vec::new();
     for episode in 0..args.run.eval_episodes {
         let (mut envs, mut planner, mut rng) = set_up(&args, evaluation_seed(&args, episode))?;
-        returns.push(play(&mut planner, &mut envs, &mut rng, |_| Ok(()))?);
+        returns.push(play(&mut planner, &mut envs, &mut rng, |_| run.refuse_interrupted())?);
     }
     if args.run.capture_video {
         film(&args, &run)?;

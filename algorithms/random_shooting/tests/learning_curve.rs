@@ -33,6 +33,15 @@ fn evaluation_alone_plans_the_same_episodes() {
     regression::evaluates_alike(RANDOM_SHOOTING, &args);
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn the_evaluation_hears_ctrl_c() {
+    regression::hears_ctrl_c_in_evaluation(
+        RANDOM_SHOOTING,
+        &["--total-timesteps", "10", "--eval-episodes", "1", "--candidates", "100"],
+    );
+}
+
 #[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(RANDOM_SHOOTING, args, mentions);

@@ -251,6 +251,28 @@ fn sarsa_and_expected_sarsa_reach_the_books_returns_on_the_cliff() {
     }
 }
 
+/// Example 6.6: swept over all states and actions, Expected SARSA comes to the values of the best policy that
+/// explores with ε = 0.1, −20.71, computed with other code. Its greedy actions take 15 steps.
+#[test]
+fn expected_sarsa_converges_to_the_best_of_the_soft_policies() {
+    let outcomes = common::envs::make("CliffWalking-v1").unwrap().model().unwrap().outcomes.clone();
+    let mut sarsa = Sarsa::new(48, 4, &args(&["--target=expected", "--learning-rate=1", "--gamma=1"]));
+    for (state, action) in (0..600).flat_map(|_| (0..37).flat_map(|s| (0..4).map(move |a| (s, a)))) {
+        let outcome = outcomes[state][action][0];
+        let (reward, next_state, terminated) = (outcome.reward, outcome.next_state, outcome.terminated);
+        sarsa.learn(Step { state, action, reward, next_state, next_action: 0, terminated, truncated: false });
+    }
+    let value: f64 = sarsa.policy(36).iter().zip(&sarsa.q[36 * 4..]).map(|(p, q)| p * q).sum();
+    assert!((value + 20.707677).abs() < 1e-5, "{value}");
+    let (mut state, mut steps) = (36, 0);
+    while state != 47 {
+        state = outcomes[state][sarsa.act_greedily(state)][0].next_state;
+        steps += 1;
+        assert!(steps <= 15);
+    }
+    assert_eq!(steps, 15);
+}
+
 /// Example 6.5: 161.3 episodes within 8000 steps, computed over 100 runs with a standard deviation of
 /// 10.6.
 #[test]

@@ -319,16 +319,18 @@ fn td_and_monte_carlo_err_on_the_walk_of_five_as_in_the_book() {
     }
 }
 
-/// Example 6.3, figure 6.2; published errors computed over 100 runs.
+/// Example 6.3, figure 6.2; errors of the solved equations over 4000 runs, computed with other code. Over 100
+/// runs 0.086 was published for TD after 25 episodes, more by chance: 2.7 of its standard errors of 0.0045.
 #[test]
 fn batches_err_as_in_the_book() {
     let runs = 400;
     let model = envs::make("RandomWalk5-v0").unwrap().model().unwrap().clone();
     let truth = Truth::new(&model, 1.0).unwrap();
     let features = Features::new(7, &truth.states, 0);
-    for (method, published) in
-        [("batch-td", [0.129, 0.086, 0.054, 0.038]), ("batch-monte-carlo", [0.179, 0.107, 0.078, 0.055])]
-    {
+    for (method, published) in [
+        ("batch-td", [0.1200, 0.0739, 0.0522, 0.0373]),
+        ("batch-monte-carlo", [0.1738, 0.1105, 0.0796, 0.0569]),
+    ] {
         let after = [10, 25, 50, 100]; // episodes
         let run = |seed: u64| {
             let mut envs = VecEnv::make("RandomWalk5-v0", 1, seed).unwrap();
@@ -350,7 +352,7 @@ fn batches_err_as_in_the_book() {
         let found: Vec<Vec<f64>> = (1..=runs).map(run).collect();
         for (i, published) in published.into_iter().enumerate() {
             let result = mean(found.iter().map(|run| run[i]));
-            assert_meets(&format!("{method} after {}", after[i]), result, runs as f64, published, 100.0);
+            assert_meets(&format!("{method} after {}", after[i]), result, runs as f64, published, 4000.0);
         }
     }
 }

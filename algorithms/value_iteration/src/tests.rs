@@ -60,6 +60,14 @@ fn chances_of_success_within_the_time_limit_are_the_known_ones() {
     assert_close(chance("FrozenLake-v1", "0.99", 100), 0.7402, 5e-5);
     assert_close(chance("FrozenLake-v1", "0.9", 100), 0.7298, 5e-5);
     assert_close(chance("FrozenLake8x8-v1", "0.99", 200), 0.8630, 5e-5);
+    // As many sweeps from a copy as there are steps say what the best policy that counts them can do.
+    for (env_id, steps, wanted) in [("FrozenLake-v1", 100, 0.7442), ("FrozenLake8x8-v1", 200, 0.9132)] {
+        let mut iteration = iteration(&model_of(env_id), &["--gamma=1", "--synchronous"]);
+        for _ in 0..steps {
+            iteration.sweep();
+        }
+        assert_close(iteration.value_start(), wanted, 5e-5);
+    }
 }
 
 #[test]

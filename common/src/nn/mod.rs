@@ -16,8 +16,8 @@
 //!   [`RmsProp`].
 //! - [`VarMap::gradients`], [`VarMap::values`]: loops over the variables, flattened.
 //! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
-//! - [`both`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the plain thing that
-//!   their names say; they only let `--threads` work on two parts side by side.
+//! - [`both`], [`side_by_side`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the
+//!   plain thing that their names say; they only let `--threads` work on parts side by side.
 
 mod adam;
 mod categorical;
@@ -36,6 +36,6 @@ pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
 pub use gradients::{backward, clip_grad_norm};
 pub use init::Init;
-pub use parallel::{both, with_threads};
+pub use parallel::{both, side_by_side, with_threads};
 pub use rmsprop::RmsProp;
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};

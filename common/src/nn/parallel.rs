@@ -1,6 +1,8 @@
-//! `--threads`: networks side by side, and large matrix products over several threads.
+//! `--threads`: networks and parts of other work side by side, and large matrix products over several
+//! threads.
 
 use anyhow::Context;
+use rayon::prelude::*;
 use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -47,6 +49,23 @@ pub fn both<T: Send>(operation: impl Fn(usize) -> anyhow::Result<T> + Sync) -> a
     Ok([first?, second?])
 }
 
+/// `operation` of each of `parts`, in their order; side by side where `--threads` allows: for plans that
+/// are tried, or members of an ensemble, which do not depend on each other.
+///
+/// # Errors
+/// Those of `operation`, the first part's first.
+pub fn side_by_side<P: Send, T: Send>(
+    parts: Vec<P>,
+    operation: impl Fn(P) -> anyhow::Result<T> + Sync,
+) -> anyhow::Result<Vec<T>> {
+    if threads() == 1 {
+        return parts.into_iter().map(operation).collect();
+    }
+    let operation = |part| beside_another(|| operation(part));
+    let results: Vec<anyhow::Result<T>> = parts.into_par_iter().map(operation).collect();
+    results.into_iter().collect()
+}
+
 fn beside_another<R>(operation: impl FnOnce() -> R) -> R {
     let before = BESIDE_ANOTHER.replace(true);
     let result = operation();
@@ -70,6 +89,22 @@ mod tests {
         assert_eq!(with_threads(2, || both(operation)).unwrap().unwrap(), [0, 10]);
         let error = both(|i| if i == 1 { envs::invalid("second") } else { Ok(()) }).unwrap_err();
         assert_eq!(error.to_string(), "second");
+    }
+
+    #[test]
+    fn parts_keep_their_order_and_the_first_error_counts() {
+        for threads in [1, 2, 3] {
+            let run = |operation: fn(u32) -> anyhow::Result<u32>| {
+                with_threads(threads, || side_by_side((0..20).collect(), operation)).unwrap()
+            };
+            assert_eq!(
+                run(|part| Ok(part * part)).unwrap(),
+                (0..20).map(|part| part * part).collect::<Vec<_>>()
+            );
+            let error = run(|part| if part < 7 { Ok(part) } else { envs::invalid(part.to_string()) });
+            assert_eq!(error.unwrap_err().to_string(), "7");
+        }
+        assert!(side_by_side(Vec::new(), |(): ()| Ok(())).unwrap().is_empty());
     }
 
     #[test]

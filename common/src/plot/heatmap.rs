@@ -47,6 +47,8 @@ pub struct Heatmap<'a> {
     pub decimals: usize,
     /// Tables beside each other.
     pub across: usize,
+    /// Whether each table has a scale of its own, whose ends stand beside its label.
+    pub own_scales: bool,
     /// The tables.
     pub panels: &'a [Panel],
 }
@@ -104,7 +106,7 @@ impl Heatmap<'_> {
         let (rows, columns) = self.shape;
         let middle = |size: i32| text_style(size).pos(Pos::new(HPos::Center, VPos::Center));
         let right = text_style(TEXT_SIZE - 3).pos(Pos::new(HPos::Right, VPos::Center));
-        area.draw(&Text::new(panel.label.as_str(), (left, top + px(4)), text_style(TEXT_SIZE)))?;
+        area.draw(&Text::new(self.label(panel), (left, top + px(4)), text_style(TEXT_SIZE)))?;
         let top = top + px(LABEL_HEIGHT);
         let x = |column: f64| left + (column * cell).round() as i32;
         let y = |row: f64| top + (row * cell).round() as i32;
@@ -115,7 +117,7 @@ impl Heatmap<'_> {
             let corners = [(x(column), y(row)), (x(column + 1.0), y(row + 1.0))];
             let centre = (x(column + 0.5), y(row + 0.5));
             if !panel.arrows && is_drawable(value) {
-                let color = self.color(value);
+                let color = self.color(panel, value);
                 area.draw(&Rectangle::new(corners, color.filled()))?;
                 if let Some(size) = number_size {
                     let dark = 2 * u32::from(color.0) + 5 * u32::from(color.1) + u32::from(color.2) < 8 * 130;
@@ -125,7 +127,10 @@ impl Heatmap<'_> {
                     area.draw(&Text::new(self.number(value), centre, style))?;
                 }
             }
-            area.draw(&Rectangle::new(corners, GRID_COLOR.stroke_width(px(1) as u32)))?;
+            // Around cells too small for a number lines would be most of what there is to be seen.
+            if number_size.is_some() || panel.arrows {
+                area.draw(&Rectangle::new(corners, GRID_COLOR.stroke_width(px(1) as u32)))?;
+            }
             if panel.arrows && is_drawable(value) {
                 area.draw(&arrow(value, centre, cell))?;
             }
@@ -133,23 +138,13 @@ impl Heatmap<'_> {
         let ends = [(x(0.0), y(0.0)), (x(columns as f64), y(rows as f64))];
         area.draw(&Rectangle::new(ends, AXIS_COLOR.stroke_width(px(1) as u32)))?;
 
-        // As many labels as there is room for.
-        let every = (f64::from(px(20)) / cell).ceil().max(1.0);
-        let every = if every > 1.0 { 5.0 * (every / 5.0).ceil() } else { 1.0 };
-        let is_named = |name: f64| name % every == 0.0;
-        for row in 0..rows {
-            let name = self.rows.0 + self.rows.1 * row as f64;
-            if is_named(name) {
-                let place = (left - px(6), y(row as f64 + 0.5) + TEXT_SHIFT);
-                area.draw(&Text::new(name.to_string(), place, right.clone()))?;
-            }
+        for (row, name) in names(self.rows, rows, cell) {
+            let place = (left - px(6), y(row as f64 + 0.5) + TEXT_SHIFT);
+            area.draw(&Text::new(name, place, right.clone()))?;
         }
-        for column in 0..columns {
-            let name = self.columns.0 + self.columns.1 * column as f64;
-            if is_named(name) {
-                let place = (x(column as f64 + 0.5), y(rows as f64) + px(10));
-                area.draw(&Text::new(name.to_string(), place, middle(TEXT_SIZE - 3)))?;
-            }
+        for (column, name) in names(self.columns, columns, cell) {
+            let place = (x(column as f64 + 0.5), y(rows as f64) + px(10));
+            area.draw(&Text::new(name, place, middle(TEXT_SIZE - 3)))?;
         }
         let below = (x(columns as f64 / 2.0), y(rows as f64) + px(28));
         area.draw(&Text::new(self.x_label, below, middle(TEXT_SIZE - 2)))?;
@@ -166,6 +161,16 @@ impl Heatmap<'_> {
         if is_zero { number.replace('-', "") } else { number.replace('-', "−") }
     }
 
+    /// What stands above a table.
+    fn label(&self, panel: &Panel) -> String {
+        match bounds(panel.values.iter().copied().filter(|value| is_drawable(*value))) {
+            Some((low, high)) if self.own_scales => {
+                format!("{}: {} to {}", panel.label, self.number(low), self.number(high))
+            }
+            _ => panel.label.clone(),
+        }
+    }
+
     /// The numbers of all tables.
     fn numbers(&self) -> impl Iterator<Item = f64> {
         let tables = self.panels.iter().filter(|panel| !panel.arrows);
@@ -180,8 +185,11 @@ impl Heatmap<'_> {
         (size >= NUMBERS.0 * points).then_some(size)
     }
 
-    fn color(&self, value: f64) -> RGBColor {
-        let (low, high) = bounds(self.numbers()).unwrap_or((0.0, 1.0));
+    /// The colour of a number of a table.
+    fn color(&self, panel: &Panel, value: f64) -> RGBColor {
+        let own = panel.values.iter().copied().filter(|value| is_drawable(*value));
+        let range = if self.own_scales { bounds(own) } else { bounds(self.numbers()) };
+        let (low, high) = range.unwrap_or((0.0, 1.0));
         let (part, full) = if low < 0.0 && high > 0.0 {
             let largest = high.max(-low);
             (value.abs() / largest, if value < 0.0 { palette::VERMILLION } else { palette::BLUE })
@@ -193,6 +201,23 @@ impl Heatmap<'_> {
         let [r, g, b] = full.map(|channel| (255.0 - part * (255.0 - f64::from(channel))).round() as u8);
         RGBColor(r, g, b)
     }
+}
+
+/// Which of so many rows or columns are named, and how: as many as there is room for where cells are so many
+/// pixels wide; of whole numbers multiples of five, if not all.
+fn names((first, step): (f64, f64), count: usize, cell: f64) -> Vec<(usize, String)> {
+    let all = (0..count).map(|i| (i, first + step * i as f64));
+    let is_whole = first.fract() == 0.0 && step.fract() == 0.0;
+    let room = f64::from(px(if is_whole { 20 } else { 50 }));
+    let every = (room / cell).ceil().max(1.0);
+    let every = if every > 1.0 { 5.0 * (every / 5.0).ceil() } else { 1.0 };
+    let is_named =
+        |&(i, name): &(usize, f64)| if is_whole { name % every == 0.0 } else { i as f64 % every == 0.0 };
+    let rounded = |(i, name): (usize, f64)| {
+        let name = (name * 1000.0).round() / 1000.0 + 0.0; // a negative zero becomes one without a sign
+        (i, name.to_string().replace('-', "−"))
+    };
+    all.filter(is_named).map(rounded).collect()
 }
 
 /// An arrow around a pixel in a cell so many pixels wide.
@@ -242,9 +267,10 @@ mod tests {
     fn the_highest_number_is_blue_and_the_lowest_white() {
         let panels = [panel(&[-22.0, -1.0])];
         let map = heatmap(&panels);
-        assert_eq!(map.color(-22.0), RGBColor(255, 255, 255));
+        assert_eq!(map.color(&panels[0], -22.0), RGBColor(255, 255, 255));
         let [r, g, b] = palette::BLUE;
-        assert_eq!(map.color(-1.0), RGBColor(r, g, b));
+        assert_eq!(map.color(&panels[0], -1.0), RGBColor(r, g, b));
+        assert_eq!(map.label(&panels[0]), "k = 1");
         assert!(count(&map.render().unwrap(), palette::BLUE) > 1000);
     }
 
@@ -252,9 +278,32 @@ mod tests {
     fn below_zero_is_another_colour_than_above() {
         let panels = [panel(&[-4.0, 5.0])];
         let map = heatmap(&panels);
-        assert_eq!(map.color(0.0), RGBColor(255, 255, 255));
-        let (below, above) = (map.color(-4.0), map.color(4.0));
+        assert_eq!(map.color(&panels[0], 0.0), RGBColor(255, 255, 255));
+        let (below, above) = (map.color(&panels[0], -4.0), map.color(&panels[0], 4.0));
         assert!(below.0 > below.2 && above.2 > above.0, "{below:?} {above:?}");
+    }
+
+    #[test]
+    fn tables_have_one_scale_or_each_its_own() {
+        let panels = [panel(&[0.0, 10.0]), panel(&[f64::NAN, 2.0, 100.0])];
+        let (one, own) = (heatmap(&panels), Heatmap { own_scales: true, ..heatmap(&panels) });
+        let white = RGBColor(255, 255, 255);
+        let blue = one.color(&panels[1], 100.0);
+        assert_eq!((own.color(&panels[0], 10.0), own.color(&panels[1], 100.0)), (blue, blue));
+        assert_eq!((own.color(&panels[0], 0.0), own.color(&panels[1], 2.0)), (white, white));
+        assert!(one.color(&panels[0], 10.0).0 > 200 && one.color(&panels[1], 2.0) != white);
+        assert_eq!([0, 1].map(|i| own.label(&panels[i])), ["k = 1: 0 to 10", "k = 1: 2 to 100"]);
+    }
+
+    #[test]
+    fn rows_and_columns_are_named_where_there_is_room() {
+        let named = |ends: (f64, f64), count: usize, points: i32| -> Vec<String> {
+            names(ends, count, f64::from(px(points))).into_iter().map(|(_, name)| name).collect()
+        };
+        assert_eq!(named((21.0, -1.0), 3, 40), ["21", "20", "19"]);
+        assert_eq!(named((12.0, -1.0), 9, 10), ["10", "5"]);
+        assert_eq!(named((0.07, -0.0035), 41, 8), ["0.07", "0.035", "0", "−0.035", "−0.07"]);
+        assert_eq!(named((-1.2, 0.0425), 41, 8), ["−1.2", "−0.775", "−0.35", "0.075", "0.5"]);
     }
 
     #[test]

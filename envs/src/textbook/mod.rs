@@ -1,6 +1,7 @@
 //! Problems of textbooks and papers that Gymnasium does not have, under ids of their own.
 
 mod baird;
+mod blackjack_state;
 mod car_rental;
 mod continuous_cartpole;
 mod gambler;
@@ -16,6 +17,7 @@ mod tic_tac_toe;
 mod windy_gridworld;
 
 pub use baird::Baird;
+pub use blackjack_state::BlackjackState;
 pub use car_rental::CarRental;
 pub use continuous_cartpole::ContinuousCartPole;
 pub use gambler::Gambler;
@@ -53,6 +55,7 @@ pub fn registered() -> Vec<Registration> {
             id: "WindyGridworld-v0-stochastic",
             make: || limited(WindyGridworld::new(Moves::KingsInVaryingWind)),
         },
+        Registration { id: "BlackjackState-v0", make: || limited(BlackjackState::new()) },
         Registration { id: "MaximizationBias-v0", make: || limited(MaximizationBias::new()) },
         Registration { id: "DynaMaze-v0", make: || limited(Maze::dyna()) },
         Registration { id: "BlockingMaze-v0", make: || limited(ChangingMaze::blocking()) },
