@@ -19,6 +19,7 @@
 //! error_of = 475                               # (y − that)² of each run is drawn; y itself by default
 //! smooth = true                                # the default: a running mean over 5 % of the axis
 //! seeds = 3                                    # 1, 2, 3
+//! compared = true                              # a table of the last tenth of the steps; false by default
 //! long = true                                  # drawn by its name or with `--long` alone; false by default
 //!
 //! [[figure.line]]
@@ -70,6 +71,7 @@ use crate::digest::source_digest;
 use crate::jobs::{Entry, Measure, Shard, Tier, variant};
 use crate::result::{self, BY_LOG_ROW, BY_ROW, IN_MODEL, RunResult, StoredCurve};
 use crate::runner::{PoolArgs, Training, train};
+use crate::statistics;
 use anyhow::{Context, Result};
 use common::envs::invalid;
 use common::plot::{Chart, Curve, Heatmap, Panel, Reference};
@@ -142,6 +144,8 @@ struct Figure {
     error_of: Option<f64>,
     #[serde(default)]
     long: bool,
+    #[serde(default)]
+    compared: bool,
     heatmap: Option<Layout>,
     #[serde(default)]
     line: Vec<Line>,
@@ -383,6 +387,9 @@ struct Numbered {
     low: Vec<f64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     high: Vec<f64>,
+    /// The mean over the last tenth of the steps of each seed, of lines that are compared.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    last: Vec<f64>,
 }
 
 impl Numbers {
@@ -456,6 +463,9 @@ impl Figure {
         let mut ranges = self.line.iter().map(|line| line.rows).chain([self.rows]).flatten();
         if let Some((from, to)) = ranges.find(|(from, to)| *from == 0 || to < from) {
             return Some(format!("`rows` [{from}, {to}] are none: they are counted from 1"));
+        }
+        if self.compared && (self.is_swept() || self.heatmap.is_some() || self.x != X::Steps) {
+            return Some("only lines over steps are `compared`".into());
         }
         let shape = self.line[0].cells.map(|cells| cells.shape());
         if self.heatmap.as_ref().is_some_and(|layout| layout.across == 0)
@@ -548,6 +558,9 @@ impl Figure {
     /// Changes with everything but how it looks.
     fn config_digest(&self) -> String {
         let mut text = format!("{:?} {:?} {} {:?}", self.x, self.x_max, self.smooth, self.seeds);
+        if self.compared {
+            text += " compared";
+        }
         if let Some(known) = self.error_of {
             text += &format!(" {known}");
         }
@@ -653,7 +666,24 @@ impl Figure {
             Some(_) => (Vec::new(), Vec::new()),
             None => (rounded(low), rounded(high)),
         };
-        Ok(Numbered { label, xs, mean, low, high })
+        let last = if self.compared { rounded(self.last_tenths(line, results)?) } else { Vec::new() };
+        Ok(Numbered { label, xs, mean, low, high, last })
+    }
+
+    /// The mean over the last tenth of the steps, of each seed.
+    fn last_tenths(&self, line: &Line, results: &Path) -> Result<Vec<f64>> {
+        let (name, training) = (self.curve_name(line), self.training(line, &line.args));
+        let seeds = training.seeds.iter();
+        seeds
+            .map(|&seed| {
+                let run = RunResult::read(&training.result(results, seed))?;
+                let points = run.curve_of(&name).map(StoredCurve::points).unwrap_or_default();
+                let late = points.iter().filter(|(x, _)| *x > 0.9 * line.steps as f64).map(|(_, y)| *y);
+                let late: Vec<f64> = late.collect();
+                anyhow::ensure!(!late.is_empty(), "{}, seed {seed}: no {name} at its end", line.label);
+                Ok(statistics::mean(&late))
+            })
+            .collect()
     }
 
     fn curve(&self, line: &Line, results: &Path) -> Result<Curve> {
@@ -876,8 +906,30 @@ fn page(figures: &[Figure], folder: &Path) -> String {
         if !figure.published.is_empty() {
             page += "\n";
         }
+        if let Some(numbers) = Numbers::read(folder, name).ok().filter(|_| figure.compared) {
+            page += &comparison(&numbers.lines);
+        }
     }
     page
+}
+
+/// A table of the last tenth of the steps: the interquartile mean over the seeds with its 95 % bootstrap
+/// interval, and the probability of improvement over the first line (Agarwal et al. 2021, arXiv:2108.13264).
+fn comparison(lines: &[Numbered]) -> String {
+    let mut table = format!(
+        "\nThe last tenth of the steps: interquartile mean over the seeds, its 95 % bootstrap interval, and how \
+        likely a run is better than one of {} (Agarwal et al. 2021).\n\n| | mean | interval | better |\n\
+        |---|---:|---:|---:|\n",
+        lines[0].label
+    );
+    for line in lines {
+        let (low, high) = statistics::bootstrap(&line.last, statistics::interquartile_mean);
+        let mean = statistics::interquartile_mean(&line.last);
+        let better = statistics::probability_of_improvement(&line.last, &lines[0].last);
+        let better = if line == &lines[0] { String::new() } else { format!("{:.0} %", 100.0 * better) };
+        table += &format!("| {} | {mean:.0} | {low:.0} to {high:.0} | {better} |\n", line.label);
+    }
+    table
 }
 
 #[cfg(test)]
@@ -1224,6 +1276,25 @@ mod tests {
         assert_eq!(error, "curves: no such figure; there are sweep, steps");
         assert_eq!(select(&figures, &["steps".into()], false).unwrap(), [&figures[1]]);
         assert_eq!(select(&figures, &[], false).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn lines_that_are_compared_have_a_table() {
+        let numbered = |label: &str, last: &[f64]| Numbered {
+            label: label.into(),
+            xs: vec![],
+            mean: vec![],
+            low: vec![],
+            high: vec![],
+            last: last.to_vec(),
+        };
+        let table = comparison(&[numbered("A", &[1.0; 5]), numbered("B", &[0.0, 2.0, 2.0, 2.0, 9.0])]);
+        assert!(table.contains("| A | 1 | 1 to 1 |  |"), "{table}");
+        assert!(table.contains("| B | 2 | ") && table.contains("| 80 % |"), "{table}");
+        let compared = OVER_STEPS.replace("title", "compared = true\ntitle");
+        assert!(parsed(&compared).unwrap()[0].compared);
+        let swept = SWEPT.replace("title", "compared = true\n        title");
+        assert!(parsed(&swept).unwrap_err().contains("`compared`"));
     }
 
     #[test]

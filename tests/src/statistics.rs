@@ -1,5 +1,7 @@
 //! Tests that tell a change of an algorithm from the luck of its seeds.
 
+use common::envs::rng;
+use rand::RngExt;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 use statrs::statistics::Statistics;
 
@@ -12,6 +14,38 @@ pub fn mean(values: &[f64]) -> f64 {
 /// two.
 pub fn variance(values: &[f64]) -> f64 {
     if values.len() < 2 { 0.0 } else { Statistics::variance(values) }
+}
+
+/// The mean of what is left when a quarter of the values, rounded down, is left out at either end; NaN of
+/// nothing.
+pub fn interquartile_mean(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let quarter = sorted.len() / 4;
+    mean(&sorted[quarter..sorted.len() - quarter])
+}
+
+/// The 95 % interval of a statistic by the percentiles of 2,000 bootstrap resamples of at least one value;
+/// the same values always give the same interval.
+pub fn bootstrap(values: &[f64], statistic: fn(&[f64]) -> f64) -> (f64, f64) {
+    let mut rng = rng(0, 0);
+    let mut draw = || values[rng.random_range(0..values.len())];
+    let mut resampled: Vec<f64> =
+        (0..2000).map(|_| statistic(&(0..values.len()).map(|_| draw()).collect::<Vec<_>>())).collect();
+    resampled.sort_by(f64::total_cmp);
+    (resampled[49], resampled[1950])
+}
+
+/// P(x > y) for an x of `a` and a y of `b`, ties counted half (Mann & Whitney 1947).
+pub fn probability_of_improvement(a: &[f64], b: &[f64]) -> f64 {
+    let wins = a.iter().flat_map(|x| {
+        b.iter().map(move |y| match x.total_cmp(y) {
+            std::cmp::Ordering::Less => 0.0,
+            std::cmp::Ordering::Equal => 0.5,
+            std::cmp::Ordering::Greater => 1.0,
+        })
+    });
+    wins.sum::<f64>() / (a.len() * b.len()) as f64
 }
 
 /// p-value of Welch's two-sided t-test (Welch 1947) of equal means of `a` and `b`, each at least
@@ -144,6 +178,23 @@ mod tests {
         let (p, least) = permutation(&[1.0, 2.0, 3.0], &[4.0, 5.0, 6.0, 7.0]).unwrap();
         assert_eq!((p, least), (2.0 / 35.0, 1.0 / 35.0));
         assert_eq!(permutation(&[0.0; 11], &[0.0; 11]), None);
+    }
+
+    #[test]
+    fn outliers_are_left_out_of_the_interquartile_mean() {
+        assert_eq!(interquartile_mean(&[100.0, 3.0, 1.0, -50.0, 2.0]), 2.0);
+        assert_eq!(interquartile_mean(&[1.0, 2.0, 6.0]), 3.0);
+        let values: Vec<f64> = (0..100).map(f64::from).collect();
+        let (low, high) = bootstrap(&values, mean);
+        // The standard error is 28.9 / √100; a normal interval is 1.96 of them to either side.
+        near(low, 49.5 - 5.66, 0.6);
+        near(high, 49.5 + 5.66, 0.6);
+    }
+
+    #[test]
+    fn improvements_are_counted_with_ties_half() {
+        assert_eq!(probability_of_improvement(&[2.0, 3.0], &[1.0, 2.0]), 3.5 / 4.0);
+        assert_eq!(probability_of_improvement(&[1.0], &[1.0]), 0.5);
     }
 
     #[test]
