@@ -67,7 +67,29 @@ def sac():
     )
 
 
-model = {"ppo": ppo, "dqn": dqn, "sac": sac}[workload]()
+def td3():
+    """An update of 256 transitions every step, of the actor every second one."""
+    return algorithms.TD3("MlpPolicy", **off_policy())
+
+
+def ddpg():
+    """An update of 256 transitions every step."""
+    return algorithms.DDPG("MlpPolicy", **off_policy())
+
+
+def off_policy():
+    return {
+        "env": make_vec_env("Pendulum-v1", n_envs=1),
+        "batch_size": 256,
+        "train_freq": 1,
+        "gradient_steps": 1,
+        "learning_starts": 100,
+        "policy_kwargs": {"net_arch": [256, 256]},
+        **options,
+    }
+
+
+model = {"ppo": ppo, "dqn": dqn, "sac": sac, "td3": td3, "ddpg": ddpg}[workload]()
 
 
 def run():

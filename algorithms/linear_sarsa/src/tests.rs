@@ -264,7 +264,7 @@ fn steps_are_what_happened_and_an_episodes_steps_keep_together() {
 /// runs.
 fn steps_an_episode<const N: usize>(
     flags: &str,
-    ranges: [std::ops::Range<usize>; N],
+    ranges: [(usize, usize); N], // from, to
     runs: u64,
 ) -> [(f64, f64); N] {
     let flags: Vec<&str> = flags.split(' ').collect();
@@ -275,12 +275,13 @@ fn steps_an_episode<const N: usize>(
         let mut sarsa = Sarsa::new(features.len, features.step_size, &features.args);
         let mut action = sarsa.act(&features.of(envs.observations()), &mut rng);
         let mut lengths = Vec::new();
-        while lengths.len() < ranges[N - 1].end {
+        while lengths.len() < ranges[N - 1].1 {
             let step = interact(&sarsa, &mut envs, &features, &mut action, &mut rng).unwrap();
             sarsa.learn(step);
             lengths.extend(envs.episodes().iter().map(|episode| f64::from(episode.length)));
         }
-        ranges.iter().map(|range| lengths[range.clone()].iter().sum::<f64>() / range.len() as f64).collect()
+        let mean = |&(from, to): &(usize, usize)| lengths[from..to].iter().sum::<f64>() / (to - from) as f64;
+        ranges.iter().map(mean).collect()
     };
     let results: Vec<Vec<f64>> = (1..=runs).map(run).collect();
     let n = runs as f64;
@@ -310,13 +311,13 @@ fn n_step_sarsa_learns_the_mountain_car_as_in_the_book() {
         ("--method=n-step --learning-rate=0.5", 283.0, 118.2),
         ("--method=n-step --n-step=8 --learning-rate=0.3", 240.0, 107.4),
     ] {
-        let [first, last] = steps_an_episode(flags, [0..50, 400..500], runs);
+        let [first, last] = steps_an_episode(flags, [(0, 50), (400, 500)], runs);
         // Over 100 runs; of the first fifty episodes no error is known.
         assert_meets(flags, first, early, first.1 * (runs as f64 / 100.0).sqrt());
         assert_meets(flags, last, late, 0.35);
     }
     let four_steps = "--method=n-step --n-step=4 --learning-rate=0.8";
-    let [first] = steps_an_episode(four_steps, [0..50], 30);
+    let [first] = steps_an_episode(four_steps, [(0, 50)], 30);
     assert_meets(four_steps, first, 223.6, 1.1);
 }
 
@@ -324,7 +325,7 @@ fn n_step_sarsa_learns_the_mountain_car_as_in_the_book() {
 #[test]
 fn traces_learn_the_mountain_car_as_in_the_book() {
     let check = |flags: &str, published: f64, its_error: f64| {
-        let [first] = steps_an_episode(flags, [0..50], 30);
+        let [first] = steps_an_episode(flags, [(0, 50)], 30);
         assert_meets(flags, first, published, its_error);
     };
     check("--lambda=0.96 --learning-rate=1.2", 176.1, 2.4);
@@ -339,7 +340,7 @@ fn cosines_and_gaussians_learn_the_mountain_car() {
         "--basis=radial --order=7 --trace=accumulating --learning-rate=0.02",
         "--hash-size=1000 --trace=replacing-clearing",
     ] {
-        let [(mean, error)] = steps_an_episode(flags, [150..200], 2);
+        let [(mean, error)] = steps_an_episode(flags, [(150, 200)], 2);
         println!("{flags}: {mean:.1} ± {error:.1}");
         assert!(mean < 200.0, "{flags}: {mean}");
     }

@@ -37,13 +37,13 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use common::envs::{Rng, Spec, VecEnv, invalid, learner_rng, textbook::ContinuousCartPole};
-use common::model::Model;
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear};
-use common::{Run, cli, cli::RunArgs};
+use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear, side_by_side};
+use common::{Run, cli, cli::RunArgs, model::Model};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use std::{cell::RefCell, process::ExitCode};
 
+const PART: usize = 64; // plans that are tried together, with --threads beside others
 /// Model-based reinforcement learning: fits a model of the dynamics and plans with it
 #[derive(Parser, Serialize, Debug, Clone)]
 #[command(version)]
@@ -333,13 +333,13 @@ impl Mpc {
         Ok(returns)
     }
 
-    /// The best for each of observations `[n, observation_dim]` among `plans`, `[n, candidates, horizon,
-    /// action_dim]`.
+    /// The best of `plans`, `[n, candidates, horizon, action_dim]`, for each of `[n, observation_dim]`.
     fn best_plans(&self, observations: &[f32], plans: &[f32]) -> Result<Vec<Vec<f32>>> {
         let (candidates, size) = (self.args.candidates, self.args.horizon * self.action_bias.len());
-        let repeated = |observation: &[f32]| observation.repeat(candidates);
-        let starts: Vec<f32> = observations.chunks_exact(self.observation_dim).flat_map(repeated).collect();
-        let returns = self.plan_returns(&starts, plans)?; // [n, candidates]
+        let each = observations.chunks_exact(self.observation_dim);
+        let starts: Vec<f32> = each.flat_map(|s| s.repeat(candidates)).collect();
+        let parts = starts.chunks(PART * self.observation_dim).zip(plans.chunks(PART * size)).collect();
+        let returns = side_by_side(parts, |(starts, plans)| self.plan_returns(starts, plans))?.concat();
         let of_each = returns.chunks_exact(candidates).zip(plans.chunks_exact(candidates * size));
         let best = |(returns, plans): (&[f32], &[f32])| {
             // Of equal plans the first.

@@ -14,6 +14,13 @@ fn the_same_seed_gives_the_same_run() {
 
 /// Whole plans, so that a run is killed within one.
 #[test]
+fn threads_give_the_same_run() {
+    let args = ["--total-timesteps", "210", "--eval-episodes", "2", "--candidates", "100"];
+    let threads = [&["--threads", "1"][..], &["--threads", "2"], &["--threads", "3"]];
+    regression::give_the_same_run(MBRL_MPC, &args, &threads);
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     regression::resumes(
         MBRL_MPC,

@@ -38,9 +38,8 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, Spec, VecEnv, invalid, learner_rng, textbook::ContinuousCartPole};
-use common::model::Model;
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear};
-use common::{Run, cli, cli::RunArgs};
+use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear, side_by_side};
+use common::{Run, cli, cli::RunArgs, model::Model};
 use rand::{RngExt, seq::SliceRandom};
 use rand_distr::{Distribution, StandardNormal};
 use serde::{Deserialize, Serialize};
@@ -279,12 +278,13 @@ impl Pets {
         (0..).zip(&order).for_each(|(place, &row)| places[row as usize] = place);
         let inputs = inputs.broadcast_sub(&self.input_mean)?.broadcast_div(&self.input_std)?; // normalised
         let sorted = inputs.index_select(&Tensor::new(order, &self.device)?, 0)?;
-        let (mut outputs, mut start) = (Vec::new(), 0);
+        let (mut rows, mut start) = (Vec::new(), 0); // of each member
         for (b, member) in self.members.iter().enumerate() {
             let count = members.iter().filter(|&&of| of == b).count();
-            outputs.push(member.forward(&sorted.narrow(0, start, count)?, self.args.silu)?);
+            rows.push((member, sorted.narrow(0, start, count)?));
             start += count;
         }
+        let outputs = side_by_side(rows, |(member, rows)| member.forward(&rows, self.args.silu))?;
         self.gaussian(&Tensor::cat(&outputs, 0)?.index_select(&Tensor::new(places, &self.device)?, 0)?)
     }
 

@@ -24,6 +24,13 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn threads_give_the_same_run() {
+    let args = ["--total-timesteps", "210", "--eval-episodes", "2", "--update-epochs", "2"];
+    let threads = [&["--threads", "1"][..], &["--threads", "2"], &["--threads", "3"]];
+    regression::give_the_same_run(PETS, &args, &threads);
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     let args = ["--total-timesteps=1500", "--checkpoint-every=90"];
     regression::resumes(PETS, &[SHORT, &args].concat());

@@ -12,35 +12,45 @@ use std::process::Command;
 
 /// How what is missing is installed.
 const INSTALL: &str = "python -m pip install -r tests/peers/requirements.txt";
+/// And mbrl-lib after it.
+const INSTALL_MBRL_LIB: &str = "python -m pip install --no-deps -r tests/peers/mbrl.txt";
 
 /// A library that PlainRL is compared with.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Peer {
     Sb3,
     Sbx,
+    /// PyTorch in a script of this project's own, where no library has the algorithm.
+    Torch,
+    MbrlLib,
     Gymnasium,
     EnvPool,
 }
 
 impl Peer {
-    pub const ALL: [Peer; 4] = [Peer::Sb3, Peer::Sbx, Peer::Gymnasium, Peer::EnvPool];
+    pub const ALL: [Peer; 6] =
+        [Peer::Sb3, Peer::Sbx, Peer::Torch, Peer::MbrlLib, Peer::Gymnasium, Peer::EnvPool];
 
     pub fn name(self) -> &'static str {
         match self {
             Peer::Sb3 => "Stable-Baselines3",
             Peer::Sbx => "SBX",
+            Peer::Torch => "torch, a script after CleanRL",
+            Peer::MbrlLib => "mbrl-lib",
             Peer::Gymnasium => "Gymnasium SyncVectorEnv",
             Peer::EnvPool => "EnvPool",
         }
     }
 
-    /// What it is called on the command lines of the scripts.
-    fn argument(self) -> &'static str {
+    /// Its script, and what it is called on that script's command line, where it shares one.
+    fn script(self) -> &'static [&'static str] {
         match self {
-            Peer::Sb3 => "sb3",
-            Peer::Sbx => "sbx",
-            Peer::Gymnasium => "gymnasium",
-            Peer::EnvPool => "envpool",
+            Peer::Sb3 => &["train.py", "sb3"],
+            Peer::Sbx => &["train.py", "sbx"],
+            Peer::Torch => &["train_torch.py"],
+            Peer::MbrlLib => &["mbrl_lib.py"],
+            Peer::Gymnasium => &["step.py", "gymnasium"],
+            Peer::EnvPool => &["step.py", "envpool"],
         }
     }
 
@@ -49,6 +59,8 @@ impl Peer {
         match self {
             Peer::Sb3 => &["torch", "stable-baselines3", "gymnasium"],
             Peer::Sbx => &["jax", "sbx-rl", "stable-baselines3", "gymnasium"],
+            Peer::Torch => &["torch", "gymnasium"],
+            Peer::MbrlLib => &["torch", "gymnasium", "mbrl", "omegaconf", "hydra-core"],
             Peer::Gymnasium => &["gymnasium", "mujoco", "imageio"],
             Peer::EnvPool => &["envpool"],
         }
@@ -104,7 +116,11 @@ impl Python {
     fn missing(&self, peer: Peer) -> Option<String> {
         let package = peer.packages().iter().find(|package| self.version(package).is_none())?;
         let interpreter = self.interpreter.to_string_lossy();
-        Some(format!("{package} is not installed for {interpreter}; {INSTALL}"))
+        let install = match *package {
+            "mbrl" | "omegaconf" | "hydra-core" => INSTALL_MBRL_LIB,
+            _ => INSTALL,
+        };
+        Some(format!("{package} is not installed for {interpreter}; {install}"))
     }
 }
 
@@ -143,16 +159,15 @@ impl Workload {
             bail!(missing);
         }
         let mut command = Command::new(&python.interpreter);
-        command.arg("-B");
+        let (file, argument) = (script(peer.script()[0]), &peer.script()[1..]);
+        command.arg("-B").arg(file).args(argument);
         let threads = match self {
             Workload::Train { algorithm, steps, threads, .. } => {
-                command.arg(script("train.py")).args([peer.argument(), algorithm]);
-                command.args([steps, threads].map(usize::to_string));
+                command.arg(algorithm).args([steps, threads].map(usize::to_string));
                 *threads
             }
             Workload::Step { env_id, num_envs, steps, .. } => {
-                command.arg(script("step.py")).args([peer.argument(), env_id]);
-                command.args([num_envs, steps].map(usize::to_string));
+                command.arg(env_id).args([num_envs, steps].map(usize::to_string));
                 1
             }
         };
@@ -187,6 +202,16 @@ mod tests {
         let missing = python.missing(Peer::EnvPool).unwrap();
         assert!(missing.starts_with("envpool is not installed for py;"), "{missing}");
         assert!(missing.ends_with(INSTALL), "{missing}");
+        let versions = ["torch", "gymnasium", "omegaconf"].map(|name| (name.to_string(), Some("1".into())));
+        let python = Python { interpreter: "py".into(), versions: versions.into() };
+        let lacks = format!("mbrl is not installed for py; {INSTALL_MBRL_LIB}");
+        assert_eq!(python.missing(Peer::MbrlLib).unwrap(), lacks);
+    }
+
+    #[test]
+    fn a_peer_that_is_missing_does_no_work() {
+        let python = Python { interpreter: "py".into(), versions: BTreeMap::new() };
+        let missing = python.missing(Peer::EnvPool).unwrap();
         let workload = Workload::Step { peer: Peer::EnvPool, env_id: "X", num_envs: 1, steps: 1 };
         assert_eq!(workload.start(Some(&python)).err().unwrap().to_string(), missing);
     }

@@ -31,6 +31,7 @@ pub fn machine(python: Option<&Python>) -> Vec<String> {
             ("stable-baselines3", "Stable-Baselines3"),
             ("sbx-rl", "SBX"),
             ("jax", "jax"),
+            ("mbrl", "mbrl-lib"),
             ("gymnasium", "Gymnasium"),
             ("mujoco", "mujoco"),
             ("envpool", "EnvPool"),
@@ -198,7 +199,13 @@ times as fast is the ratio of the medians. Everything has one thread unless it s
 - Training: what is timed is the training loop: of PlainRL's program without its final evaluation,
   of the peers `learn()` after one warm-up `learn()`, without imports and compilation. Steps before
   learning starts are not counted. Where PPO or DQN has the goal in terms of Stable-Baselines3's PPO,
-  that is the first PPO row's, as a gauge of the machine.
+  that is the first PPO row's, as a gauge of the machine. SAC for discrete actions, which neither
+  library has, is beside a script in PyTorch after CleanRL's form
+  ([tests/peers/train_torch.py](../tests/peers/train_torch.py)).
+- Planning and learned models: [mbrl-lib](../tests/peers/mbrl_lib.py)'s own classes with the same
+  sizes and counts, installed by `python -m pip install --no-deps -r tests/peers/mbrl.txt`; steps are
+  the environment's, each of which is planned, or learned in. CEM plans with the environment's own
+  dynamics, of which the peer tries all plans at once.
 - The default PPO run is the whole process, its start and its evaluation over 100 episodes included.
 - Environments: steps of all n copies per second in one vectorised environment, actions drawn
   beforehand; EnvPool with one thread, waiting for each step.

@@ -178,6 +178,97 @@ pub fn rows() -> Vec<Row> {
         },
         sac("sac-1-thread", 1, train(Peer::Sb3, "sac", 400, 1), 2.0),
         sac("sac-2-threads", 2, train(Peer::Sbx, "sac", 600, 2), 1.5),
+        actor_critic("td3", "TD3", "", "of the actor every second step"),
+        actor_critic("ddpg", "DDPG", "--policy-frequency 1", "of the actor too"),
+        Row {
+            name: "sac_discrete".into(),
+            title: "SAC for discrete actions, CartPole-v1, 64-64, batch 128, an update in four steps".into(),
+            unit: Unit::StepsPerSecond,
+            subjects: vec![
+                Subject::Train(Training {
+                    algorithm: "sac_discrete",
+                    steps: 40_000,
+                    learning_starts: Some(100),
+                    ..Training::default()
+                }),
+                train(Peer::Torch, "sac_discrete", 2_000, 1),
+            ],
+            goals: vec![at_least(1, 2.0)],
+        },
+        planner(
+            "cem-64",
+            "CEM, Pendulum-v1, 3 rounds of 64 plans of 20 steps",
+            Training { algorithm: "cem", steps: 5_000, ..Training::default() },
+            100,
+        ),
+        planner(
+            "cem-400",
+            "CEM, Pendulum-v1, 5 rounds of 400 plans of 30 steps",
+            Training {
+                algorithm: "cem",
+                steps: 500,
+                flags: "--population 400 --elites 40 --iterations 5 --horizon 30",
+                ..Training::default()
+            },
+            20,
+        ),
+        planner(
+            "pets",
+            "PETS, continuous CartPole, 5 networks 32-32 fitted every 50 steps, 2 rounds of 24 plans of 20 \
+             steps with 5 particles",
+            Training { algorithm: "pets", steps: 500, learning_starts: Some(200), ..Training::default() },
+            100,
+        ),
+        planner(
+            "pets-fit",
+            "PETS, of this a fit: an epoch of 5 networks 200-200 on 1000 transitions, batch 250",
+            Training {
+                algorithm: "pets",
+                steps: 1_060,
+                learning_starts: Some(1_000),
+                flags: "--hidden-size 200 --batch-size 250 --train-frequency 1 --update-epochs 1 \
+                        --population 2 --elites 2 --iterations 1 --horizon 1",
+                ..Training::default()
+            },
+            30,
+        ),
+        planner(
+            "pets-plan",
+            "PETS, of this a plan: 5 networks 200-200, 2 rounds of 100 plans of 15 steps with 5 particles",
+            Training {
+                algorithm: "pets",
+                steps: 1_040,
+                learning_starts: Some(1_000),
+                flags: "--hidden-size 200 --batch-size 250 --train-frequency 1000000 --update-epochs 1 \
+                        --population 100 --elites 10 --iterations 2 --horizon 15",
+                ..Training::default()
+            },
+            20,
+        ),
+        planner(
+            "mbpo-64",
+            "MBPO, Pendulum-v1, networks 64-64, batch 120, 6 updates a step in rollouts of 2 steps",
+            Training {
+                algorithm: "mbpo",
+                steps: 600,
+                learning_starts: Some(400),
+                flags: "--batch-size 120 --model-train-frequency 250",
+                ..Training::default()
+            },
+            40,
+        ),
+        planner(
+            "mbpo-256",
+            "MBPO, the same with networks 256-256, batch 240",
+            Training {
+                algorithm: "mbpo",
+                steps: 430,
+                learning_starts: Some(400),
+                flags: "--batch-size 240 --hidden-size 256 --model-train-frequency 250",
+                ..Training::default()
+            },
+            30,
+        ),
     ];
     // Steps of PlainRL and of Gymnasium; EnvPool gets more of them the more copies share a call.
     for (name, env_id, ours, gymnasium, envpool) in [
@@ -239,6 +330,38 @@ fn sac(name: &str, threads: usize, peer: Subject, ratio: f64) -> Row {
             peer,
         ],
         goals: vec![at_least(1, ratio)],
+    }
+}
+
+/// With a deterministic actor.
+fn actor_critic(algorithm: &'static str, shown: &str, flags: &'static str, actor: &str) -> Row {
+    Row {
+        name: algorithm.into(),
+        title: format!("{shown}, Pendulum-v1, 256-256, batch 256, an update every step, {actor}"),
+        unit: Unit::StepsPerSecond,
+        subjects: vec![
+            Subject::Train(Training {
+                algorithm,
+                steps: 2_000,
+                learning_starts: Some(100),
+                flags,
+                ..Training::default()
+            }),
+            train(Peer::Sb3, algorithm, 500, 1),
+            train(Peer::Sbx, algorithm, 500, 1),
+        ],
+        goals: vec![at_least(1, 2.0)],
+    }
+}
+
+/// Whose peer is mbrl-lib, which calls the work as the row is called.
+fn planner(name: &'static str, title: &str, ours: Training, steps: usize) -> Row {
+    Row {
+        name: name.into(),
+        title: title.into(),
+        unit: Unit::StepsPerSecond,
+        subjects: vec![Subject::Train(ours), train(Peer::MbrlLib, name, steps, 1)],
+        goals: Vec::new(),
     }
 }
 

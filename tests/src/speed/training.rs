@@ -9,7 +9,7 @@ use std::process::Command;
 use std::time::Instant;
 
 /// The algorithms that rows train.
-pub const ALGORITHMS: [&str; 3] = ["dqn", "ppo", "sac"];
+pub const ALGORITHMS: [&str; 9] = ["cem", "ddpg", "dqn", "mbpo", "pets", "ppo", "sac", "sac_discrete", "td3"];
 
 /// Builds `tests/peers/candle`, candle as it comes, and returns its program.
 ///

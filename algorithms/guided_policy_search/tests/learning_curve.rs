@@ -1,0 +1,43 @@
+//! A network learns from local controllers, the same way each time, and what cannot be planned is refused.
+
+const GUIDED_POLICY_SEARCH: &str = env!("CARGO_BIN_EXE_guided_policy_search");
+
+/// A run in which everything is short.
+const SHORT: [&str; 4] =
+    ["--num-controllers=2", "--total-timesteps=800", "--updates=20", "--eval-episodes=3"];
+
+#[test]
+fn learns() {
+    regression::check(env!("CARGO_MANIFEST_DIR"), GUIDED_POLICY_SEARCH);
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    regression::is_deterministic(GUIDED_POLICY_SEARCH, &[&SHORT[..], &["--seed=7"]].concat());
+}
+
+#[test]
+fn a_killed_run_resumes_exactly() {
+    let flags = ["--total-timesteps=8000", "--checkpoint-every=400"];
+    regression::resumes(GUIDED_POLICY_SEARCH, &[&SHORT[..], &flags].concat());
+}
+
+#[test]
+fn a_trained_policy_evaluates_alike() {
+    regression::evaluates_alike(GUIDED_POLICY_SEARCH, &SHORT);
+}
+
+#[test]
+fn refuses_bad_input() {
+    let refuses =
+        |args: &[&str], mentions: &[&str]| regression::refuses(GUIDED_POLICY_SEARCH, args, mentions);
+    refuses(
+        &["--env-id", "CartPole-v1"],
+        &["CartPole-v1", "guided_policy_search", "Box actions", "Discrete(2)"],
+    );
+    refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Discrete(16)"]);
+    refuses(&["--num-controllers", "0"], &["'0'", "--num-controllers", "at least 1"]);
+    refuses(&["--kl-bound", "0"], &["'0'", "--kl-bound", "above 0"]);
+    refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate", "at least 0"]);
+    refuses(&["--updates", "many"], &["'many'", "--updates"]);
+}
