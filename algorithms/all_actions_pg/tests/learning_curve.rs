@@ -8,10 +8,12 @@ fn learns() {
     regression::check(env!("CARGO_MANIFEST_DIR"), ALL_ACTIONS);
 }
 
-/// Of ten seeds, the least that a sampled gradient's variance was larger by was 2500 times, and with the
-/// baseline 1.9 times: means over the first 50,000 steps, of the same states, policy and critic.
+/// Means over the first 50,000 steps, of the same states, policy and critic. Of ten seeds a sampled gradient's
+/// variance was 2500 to 360,000 times the sum's, and with the baseline 1.9 to 5.5 times, 3.1 on average (standard
+/// deviation 1.1).
 #[test]
 fn the_sum_over_actions_has_less_variance_than_a_sample() {
+    let mut advantage_ratio = 0.0;
     for seed in ["1", "2", "3"] {
         let dir = regression::learning::scratch();
         let run_dir = dir.path().join("run").to_string_lossy().into_owned();
@@ -25,8 +27,10 @@ fn the_sum_over_actions_has_less_variance_than_a_sample() {
         let [all_actions, sampled, advantage] = ["all_actions", "sampled", "advantage"].map(mean);
         assert!(all_actions > 0.0);
         assert!(sampled > 1000.0 * all_actions, "seed {seed}: {sampled} is not much more than {all_actions}");
-        assert!(advantage > 1.5 * all_actions, "seed {seed}: {advantage} is hardly more than {all_actions}");
+        assert!(advantage > all_actions, "seed {seed}: {advantage} is less than {all_actions}");
+        advantage_ratio += advantage / all_actions / 3.0;
     }
+    assert!(advantage_ratio > 1.5, "{advantage_ratio} is hardly more than 1");
 }
 
 #[test]
