@@ -25,7 +25,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn threads_give_the_same_run() {
-    let args = ["--total-timesteps", "210", "--eval-episodes", "2", "--update-epochs", "2"];
+    let args = ["--total-timesteps", "210", "--eval-episodes", "1", "--update-epochs", "2", "--horizon", "8"];
     let threads = [&["--threads", "1"][..], &["--threads", "2"], &["--threads", "3"]];
     regression::give_the_same_run(PETS, &args, &threads);
 }
