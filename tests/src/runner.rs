@@ -170,10 +170,14 @@ impl Job<'_> {
                 .args(["--env-id", &self.entry.env_id])
                 .args(["--total-timesteps", &steps.to_string()])
                 .args(["--seed", &self.seed.to_string()])
-                .args(["--checkpoint-every", &(steps / 10).max(LEAST_CHECKPOINT_STEPS).to_string()])
                 .arg("--run-dir")
                 .arg(&run_dir)
                 .args(&self.entry.args);
+            // Many environments of Gymnasium cannot be saved; their runs start over where they were stopped.
+            if !self.entry.env_id.starts_with("gym:") {
+                let steps = (steps / 10).max(LEAST_CHECKPOINT_STEPS);
+                command.args(["--checkpoint-every", &steps.to_string()]);
+            }
         }
         // The run's directory is removed once its numbers are kept.
         command.env("PLAINRL_NO_PLOT", "1");
