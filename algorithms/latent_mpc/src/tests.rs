@@ -68,7 +68,9 @@ fn recorded_update(name: &str, layers: Layers, flags: &[&str]) {
         recording.tensor("batch/actions"),
         recording.column("batch/rewards"),
         recording.tensor("batch/next_observations"),
+        Tensor::zeros((32, 1), DType::F32, &Device::Cpu).unwrap(), // no episode ends
     ];
+    let batches = [batch.clone()];
     let noise = match stochastic {
         true => {
             let names = ["noise/normal_latents", "noise/normal_next_latents"];
@@ -94,7 +96,7 @@ fn recorded_update(name: &str, layers: Layers, flags: &[&str]) {
     };
     let mut losses = Vec::new();
     for update in 0..10 {
-        losses.push(agent.update(&batch, &noise).unwrap());
+        losses.push(agent.update(&batches, &noise).unwrap());
         if update == 0 {
             for (name, loss) in names.iter().zip(losses[0]).filter(|(name, _)| !name.is_empty()) {
                 recording.close(&format!("expected/loss/{name}"), loss);
@@ -207,6 +209,33 @@ fn point(flags: &[&str]) -> LatentMpc {
 }
 
 #[test]
+fn predictions_go_on_until_an_episode_ends() {
+    let row = |values: [f32; 5]| values.map(|value| tensor(&[&[value]])); // o, a, r, o', ends
+    let noise = Tensor::zeros((2, 1, 1), DType::F32, &Device::Cpu).unwrap();
+    let losses = |batches: &[Batch]| {
+        let mut agent = point(&["--learning-rate=0"]);
+        set_linear(&agent, "decoder", &[&[1.0]], &[0.0]);
+        agent.update(batches, &noise).unwrap()
+    };
+    // From 1 with 0.5 to 1.25, where it is 2 that is seen: ½ 0.75² each; and the reward is −1 + ⅛.
+    let [observation, reward, dynamics, prior, total] = losses(&[row([1.0, 0.5, -1.0, 2.0, 0.0])]);
+    assert_abs_diff_eq!(observation, 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(reward, 0.5 * 0.125_f32.powi(2), epsilon = 1e-6);
+    assert_abs_diff_eq!(dynamics, 0.5 * 0.75_f32.powi(2), epsilon = 1e-6);
+    assert_abs_diff_eq!(prior, 0.5, epsilon = 1e-6);
+    assert_abs_diff_eq!(total, observation + reward + dynamics, epsilon = 1e-6);
+    // The next step is predicted from 1.25, or from 2 where that is a new episode.
+    for (ends, z) in [(0.0, 1.25), (1.0, 2.0)] {
+        let two = losses(&[row([1.0, 0.5, -1.0, 2.0, ends]), row([2.0, -1.0, -2.0, 1.0, 0.0])]);
+        let second_reward = -2.0 - (-z - 0.25_f32);
+        let second = [(2.0 - z).powi(2), second_reward.powi(2), (1.0 - (z - 0.5)).powi(2)].map(|x| 0.5 * x);
+        for (i, first) in [observation, reward, dynamics].into_iter().enumerate() {
+            assert_abs_diff_eq!(two[i], 0.5 * (first + second[i]), epsilon = 1e-5);
+        }
+    }
+}
+
+#[test]
 fn a_plan_is_worth_the_rewards_along_it() {
     let agent = point(&["--horizon=3"]);
     let plans = Tensor::new(&[[[1.0_f32], [-1.0], [0.5]], [[0.0], [0.0], [0.0]]], &Device::Cpu).unwrap();
@@ -257,10 +286,11 @@ fn the_buffer_holds_what_happened() {
     let happened = log.transitions();
     assert!(happened.iter().any(|t| t.terminated) && happened.iter().any(|t| t.truncated));
     let all: Vec<usize> = (0..20).rev().collect();
-    let [o, a, r, next_o] = buffer.select(&all, &Device::Cpu).unwrap().map(|column| rows(&column));
+    let [o, a, r, next_o, ends] = buffer.select(&all, &Device::Cpu).unwrap().map(|column| rows(&column));
     for (i, t) in happened.iter().rev().enumerate() {
         assert_eq!((&o[i], &a[i]), (&t.observation, &t.action), "{t:?}");
         assert_eq!((&r[i], &next_o[i]), (&vec![t.reward], &t.next_observation), "{t:?}");
+        assert_eq!(ends[i] == [1.0], t.terminated || t.truncated, "{t:?}");
     }
 }
 
@@ -270,8 +300,7 @@ fn pinned_run() {
     let flags = [
         "--total-timesteps=210",
         "--learning-starts=190",
-        "--updates=1",
-        "--batch-size=32",
+        "--batch-size=16",
         "--hidden-size=16",
         "--horizon=5",
         "--population=8",
@@ -295,6 +324,7 @@ fn pinned_run_of_the_other_flags() {
         "--latent-size=4",
         "--learning-rate=0.001",
         "--updates=2",
+        "--rollout=3",
         "--batch-size=16",
         "--hidden-size=16",
         "--horizon=4",
