@@ -4,7 +4,7 @@
 use crate::interrupt::{self, Interrupted};
 use crate::nn::with_threads;
 use anyhow::Context;
-use clap::{Arg, ArgAction, Args, Command, Parser, error::ErrorKind};
+use clap::{Arg, ArgAction, ArgMatches, Args, Command, Parser, error::ErrorKind};
 use envs::{InvalidInput, Result, gymnasium, invalid};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
@@ -108,12 +108,27 @@ struct Process {
     env_timeout: Option<Duration>,
 }
 
-fn run<A: Parser + Send>(argv: impl IntoIterator<Item = OsString>, train: fn(A) -> Result<()>) -> Result<()> {
-    let (args, process) = parse(argv)?;
-    if let Some(timeout) = process.env_timeout {
-        gymnasium::set_timeout(timeout);
+// What is generic in this file is compiled again with every algorithm, so it holds as little as it can.
+
+impl Process {
+    fn of(matches: &ArgMatches) -> Self {
+        // Not every program has these flags.
+        let threads = matches.try_get_one("threads").ok().flatten().copied().unwrap_or(1);
+        let seconds: Option<u64> = matches.try_get_one("env_timeout").ok().flatten().copied();
+        Self { threads, env_timeout: seconds.map(Duration::from_secs) }
     }
-    with_threads(process.threads, || train(args))?
+
+    fn run(self, program: Box<dyn FnOnce() -> Result<()> + Send + '_>) -> Result<()> {
+        if let Some(timeout) = self.env_timeout {
+            gymnasium::set_timeout(timeout);
+        }
+        with_threads(self.threads, program)?
+    }
+}
+
+fn run<A: Parser + Send>(argv: impl IntoIterator<Item = OsString>, train: fn(A) -> Result<()>) -> Result<()> {
+    let (args, process) = parse(argv.into_iter().collect())?;
+    process.run(Box::new(move || train(args)))
 }
 
 /// Prints `error` as one line on standard error; returns the exit code that it ends the program with.
@@ -150,25 +165,26 @@ fn limit_thread_pools() {
 /// # Errors
 /// [`InvalidInput`] for everything a user can get wrong; `clap::Error` for `--help`.
 pub fn parse_from<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<A> {
-    Ok(parse(argv)?.0)
+    Ok(parse(argv.into_iter().collect())?.0)
 }
 
 /// [`parse_from`], and what concerns the program.
-fn parse<A: Parser>(argv: impl IntoIterator<Item = OsString>) -> Result<(A, Process)> {
-    let command = configure(A::command());
+fn parse<A: Parser>(argv: Vec<OsString>) -> Result<(A, Process)> {
+    let mut matches = matches_of(configure(A::command()), argv)?;
+    let process = Process::of(&matches);
+    Ok((A::from_arg_matches_mut(&mut matches).map_err(refused)?, process))
+}
+
+fn matches_of(command: Command, argv: Vec<OsString>) -> Result<ArgMatches> {
     let argv = expand_configs(&command, argv)?;
-    let parse = || -> std::result::Result<(A, Process), clap::Error> {
-        let mut matches = command.clone().try_get_matches_from(argv)?;
-        // Not every program has these flags.
-        let threads = matches.try_get_one("threads").ok().flatten().copied().unwrap_or(1);
-        let seconds: Option<u64> = matches.try_get_one("env_timeout").ok().flatten().copied();
-        let process = Process { threads, env_timeout: seconds.map(Duration::from_secs) };
-        Ok((A::from_arg_matches_mut(&mut matches)?, process))
-    };
-    parse().map_err(|error| match error.kind() {
+    command.try_get_matches_from(argv).map_err(refused)
+}
+
+fn refused(error: clap::Error) -> anyhow::Error {
+    match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => anyhow::Error::new(error),
         _ => anyhow::Error::new(InvalidInput(brief(&error))),
-    })
+    }
 }
 
 /// Lets the last of a repeated flag win and a boolean flag take `true` or `false`.
@@ -190,7 +206,7 @@ fn configure(command: Command) -> Command {
     })
 }
 
-fn expand_configs(command: &Command, argv: impl IntoIterator<Item = OsString>) -> Result<Vec<OsString>> {
+fn expand_configs(command: &Command, argv: Vec<OsString>) -> Result<Vec<OsString>> {
     let mut argv = argv.into_iter();
     let mut flags: Vec<OsString> = Vec::new();
     let mut from_run: Vec<OsString> = Vec::new();
@@ -278,7 +294,7 @@ fn one_line(text: &str) -> String {
 ///
 /// # Errors
 /// A number that TOML cannot hold, which has integers up to 2⁶³ − 1.
-pub fn to_toml<A: Serialize>(args: &A) -> Result<String> {
+pub fn to_toml(args: &dyn erased_serde::Serialize) -> Result<String> {
     let text = toml::to_string(args).context("the configuration cannot be written as TOML")?;
     match text.parse::<toml::Table>() {
         Ok(_) => Ok(text),

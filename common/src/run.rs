@@ -93,7 +93,12 @@ impl Run {
     /// # Errors
     /// A directory that cannot be written, or that holds another run already.
     pub fn start<A: Serialize>(algorithm: &'static str, run_args: &RunArgs, args: &A) -> Result<Self> {
-        let config = cli::to_toml(args)?;
+        // What is generic in this file is compiled again with every algorithm.
+        Self::start_with(algorithm, run_args, cli::to_toml(args)?)
+    }
+
+    /// [`Run::start`] with the configuration as TOML.
+    fn start_with(algorithm: &'static str, run_args: &RunArgs, config: String) -> Result<Self> {
         let name = run_args.exp_name.as_deref().unwrap_or(algorithm);
         let existing = run_args.resume.as_ref().or(run_args.eval_only.as_ref());
         let resuming = run_args.resume.is_some();
@@ -432,13 +437,26 @@ impl Run {
 
     /// [`Run::evaluate`] on environments that `make(num_envs, seed)` builds.
     pub fn evaluate_on<T>(
-        mut self,
+        self,
         make: impl Fn(usize, u64) -> Result<VecEnv>,
         mut policy: impl FnMut(&[f32]) -> Result<Vec<T>>,
     ) -> Result<Evaluation>
     where
         for<'a> &'a Vec<T>: Into<Actions<'a>>,
     {
+        let mut step = |envs: &mut VecEnv| {
+            let actions = policy(envs.observations())?;
+            envs.step(&actions)
+        };
+        self.evaluate_with(&make, &mut step)
+    }
+
+    /// [`Run::evaluate_on`] where `step` steps the environments with the policy's actions.
+    fn evaluate_with(
+        mut self,
+        make: &dyn Fn(usize, u64) -> Result<VecEnv>,
+        step: &mut dyn FnMut(&mut VecEnv) -> Result<()>,
+    ) -> Result<Evaluation> {
         self.refuse_diverged()?;
         let training_seconds = self.wall_seconds();
         self.console.clear();
@@ -463,8 +481,7 @@ impl Run {
                 }
                 steps += 1;
                 self.refuse_interrupted()?;
-                let actions = policy(envs.observations())?;
-                envs.step(&actions)?;
+                step(&mut envs)?;
                 for episode in envs.episodes() {
                     result[episode.env].get_or_insert(episode.episodic_return);
                 }
@@ -472,7 +489,7 @@ impl Run {
             returns.extend(result.into_iter().flatten());
         }
         if self.args.capture_video {
-            self.film(&make, &mut policy, seed)?;
+            self.film(make, step, seed)?;
         }
         self.finish(&returns, training_seconds)
     }
@@ -569,23 +586,19 @@ impl Run {
         )
     }
 
-    fn film<T>(
+    fn film(
         &mut self,
-        make: &impl Fn(usize, u64) -> Result<VecEnv>,
-        policy: &mut impl FnMut(&[f32]) -> Result<Vec<T>>,
+        make: &dyn Fn(usize, u64) -> Result<VecEnv>,
+        step: &mut dyn FnMut(&mut VecEnv) -> Result<()>,
         seed: u64,
-    ) -> Result<()>
-    where
-        for<'a> &'a Vec<T>: Into<Actions<'a>>,
-    {
+    ) -> Result<()> {
         let mut envs = make(1, seed)?;
         let mut gif = GifWriter::new(&self.dir.join("agent.gif"), 480, 320, 33)?;
         while gif.frames() < MAX_FRAMES && envs.episodes().is_empty() {
             let mut canvas = Canvas::new(480, 320);
             envs.draw(0, &mut canvas)?;
             gif.push(&canvas.rgb())?;
-            let actions = policy(envs.observations())?;
-            envs.step(&actions)?;
+            step(&mut envs)?;
         }
         gif.finish()
     }

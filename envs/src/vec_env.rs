@@ -223,7 +223,11 @@ impl VecEnv {
     /// Actions of the wrong number or kind, whatever the environment itself reports, and numbers
     /// that are not finite: in an action, which then is not taken, an observation or a reward.
     pub fn step<'a>(&mut self, actions: impl Into<Actions<'a>>) -> Result<()> {
-        let actions = actions.into();
+        self.step_with(actions.into())
+    }
+
+    // Not generic: this is compiled once, and not with every program.
+    fn step_with(&mut self, actions: Actions<'_>) -> Result<()> {
         self.check(actions)?;
         self.episodes.clear();
         let dim = self.observation_dim();

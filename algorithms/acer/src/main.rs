@@ -40,7 +40,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{Categorical, Linear, RmsProp, VarBuilder, VarMap, linear_orthogonal, soft_update};
+use common::nn::{Categorical, Linear, RmsProp, VarBuilder, VarMap, clamp, linear_orthogonal, soft_update};
 use common::run::Run;
 use rand::RngExt;
 use rand_distr::{Distribution, Poisson};
@@ -322,13 +322,13 @@ impl Acer {
         let (c, probs) = (self.args.c, of.log_probs.exp()?);
         // A variable of its own: gradients end at φ, whose coordinates are free.
         let phi = Var::from_tensor(&probs)?;
-        let log_phi = phi.maximum(1e-6)?.log()?; // [batch, num_actions]
+        let log_phi = clamp(&phi, 1e-6, f64::INFINITY)?.log()?; // [batch, num_actions]
 
         // min(c, ρ_t) ( Q^ret_t − V(s_t) ) ln φ(a_t)
-        let weights = (of.ratios.gather(&of.actions, 1)?.minimum(c)? * (&of.targets - &of.values)?)?;
+        let weights = (clamp(&of.ratios.gather(&of.actions, 1)?, 0.0, c)? * (&of.targets - &of.values)?)?;
         let truncated = (weights * log_phi.gather(&of.actions, 1)?)?; // [batch, 1]
         // Σ_a max(0, 1 − c / ρ_t(a)) π(a|s_t) ( Q(s_t, a) − V(s_t) ) ln φ(a)
-        let weights = (of.ratios.recip()?.affine(-c, 1.0)?.maximum(0.0)? * probs)?; // [batch, num_actions]
+        let weights = (clamp(&of.ratios.recip()?.affine(-c, 1.0)?, 0.0, 1.0)? * probs)?; // [batch, num_actions]
         let weights = (weights * of.q_values.broadcast_sub(&of.values)?)?;
         let correction = (weights * &log_phi)?.sum_keepdim(1)?; // [batch, 1]
         // H(φ) = −Σ_a φ(a) ln φ(a)
@@ -342,7 +342,7 @@ impl Acer {
         let (g, k) = (gradient(&gain)?.detach(), gradient(&kl)?.detach()); // [batch, num_actions]
         // z_t = g_t − max( 0, (k_t·g_t − δ) / |k_t|² ) k_t
         let too_far = ((&k * &g)?.sum_keepdim(1)? - self.args.delta)?; // [batch, 1]
-        let scale = (too_far / k.sqr()?.sum_keepdim(1)?)?.maximum(0.0)?;
+        let scale = clamp(&(too_far / k.sqr()?.sum_keepdim(1)?)?, 0.0, f64::INFINITY)?;
         let z = (g - k.broadcast_mul(&scale)?)?;
         let losses = Losses {
             policy_loss: truncated.mean_all()?.neg()?.to_scalar()?,

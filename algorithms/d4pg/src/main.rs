@@ -34,7 +34,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Tensor};
 use clap::Parser;
 use common::envs::{Episode, Rng, VecEnv, invalid, learner_rng, persist::Persist};
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear, soft_update};
+use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear, maximum, minimum, soft_update};
 use common::{Run, cli, cli::RunArgs, dist, dist::World};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -256,7 +256,7 @@ impl D4pg {
         let (b, c) = (&self.action_bias, &self.action_scale);
         let mean = Tensor::new(self.act_greedily(observation)?, self.support.device())?; // π_θ(x)
         let action = (mean + c * (epsilon * self.args.exploration_noise)?)?;
-        Ok(action.maximum(&(b - c)?)?.minimum(&(b + c)?)?.to_vec1()?)
+        Ok(minimum(&maximum(&action, &(b - c)?)?, &(b + c)?)?.to_vec1()?)
     }
 
     /// An actor's part of a round: `num_steps` steps, and the transitions that they complete.

@@ -40,7 +40,9 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{
+    Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, maximum, minimum, soft_update,
+};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -276,7 +278,7 @@ impl Ddpg {
         let n = Tensor::from_slice(&self.noise, bias.shape(), &self.device)?;
         let action = (mean + &scale * n)?;
         // clip( μ_φ(s) + c n, b − c, b + c )
-        Ok(action.maximum(&(&bias - &scale)?)?.minimum(&(&bias + &scale)?)?.to_vec1()?)
+        Ok(minimum(&maximum(&action, &(&bias - &scale)?)?, &(&bias + &scale)?)?.to_vec1()?)
     }
 
     /// An episode is over: the noise of the next one starts at 0.

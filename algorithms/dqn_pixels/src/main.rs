@@ -42,7 +42,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::wrappers::FrameStack;
 use common::envs::{Env, Image, Rng, VecEnv, gymnasium, invalid, learner_rng, make};
-use common::nn::{Adam, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, conv2d, copy_parameters};
+use common::nn::{Adam, Conv2d, Conv2dConfig, Linear, VarBuilder, VarMap, clamp, conv2d, copy_parameters};
 use common::nn::{linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
@@ -338,7 +338,7 @@ impl Dqn {
         // The paper clips the error of an update to [−1, 1], which is the gradient of Huber's loss
         // ℓ(δ) = m (|δ| − ½ m), m = min(|δ|, 1): one surprising step cannot throw the network far.
         let magnitude = (&y - &q_values)?.abs()?;
-        let inside = magnitude.minimum(1.0)?.detach(); // ∇ℓ = m ∇|δ|: that of ℓ with m held constant
+        let inside = clamp(&magnitude, 0.0, 1.0)?.detach(); // ∇ℓ = m ∇|δ|: that of ℓ with m held constant
         let losses = (&inside * (&magnitude - (&inside * 0.5)?)?)?;
         // L(θ) = E[ ℓ(y − Q(s, a; θ)) ]
         let loss = losses.mean_all()?;

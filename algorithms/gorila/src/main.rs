@@ -42,7 +42,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::dist::{self, World};
 use common::envs::{Episode, Rng, VecEnv, learner_rng, persist::Persist};
-use common::nn::{Linear, VarBuilder, VarMap, copy_parameters, linear};
+use common::nn::{Linear, VarBuilder, VarMap, clamp, copy_parameters, linear};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -289,7 +289,7 @@ impl Machine {
         let q_values = q_values.gather(&actions, 1)?.squeeze(1)?; // Q(s, a; θ), [batch]
         // ℓ(δ) = m (|δ| − ½ m), m = min(|δ|, κ), whose slope is ±m: that of the line with m held constant
         let error = (y - &q_values)?.abs()?; // |δ|
-        let slope = error.minimum(self.args.clip_error)?.detach(); // m
+        let slope = clamp(&error, 0.0, self.args.clip_error)?.detach(); // m
         // L(θ) = E[ ℓ(y − Q(s, a; θ)) ]
         let loss = (&slope * (&error - (&slope * 0.5)?)?)?.mean_all()?;
         Ok((self.parameters.gradients(&loss)?, loss.to_scalar()?, q_values.mean_all()?.to_scalar()?))

@@ -29,7 +29,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, invalid, learner_rng, textbook::ContinuousCartPole};
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, minimum, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -163,7 +163,7 @@ impl ReplayBuffer {
 /// min_i Q_i(s, a), `[batch, 1]`.
 fn smaller_value(critics: &[Mlp; 2], observations: &Tensor, actions: &Tensor) -> Result<Tensor> {
     let inputs = Tensor::cat(&[observations, actions], 1)?;
-    Ok(critics[0].forward(&inputs)?.minimum(&critics[1].forward(&inputs)?)?)
+    Ok(minimum(&critics[0].forward(&inputs)?, &critics[1].forward(&inputs)?)?)
 }
 
 /// The model, the learner that lives in it, and how both learn.

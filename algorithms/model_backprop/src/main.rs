@@ -34,7 +34,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, invalid, learner_rng};
-use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, linear};
+use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, clamp, linear};
 use common::{Run, cli, cli::RunArgs, plot::Chart, plot::Curve};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -127,7 +127,7 @@ impl Normalizer {
     fn fit(rows: &Tensor) -> Result<Self> {
         let mean = rows.mean_keepdim(0)?;
         let std = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-        Ok(Self { mean, std: std.maximum(1e-6)? }) // what has not changed yet would be divided by zero
+        Ok(Self { mean, std: clamp(&std, 1e-6, f64::INFINITY)? }) // what has not changed yet would be divided by zero
     }
 
     /// (x − m) / σ

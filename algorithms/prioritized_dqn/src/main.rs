@@ -38,7 +38,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, invalid, learner_rng};
-use common::nn::{Adam, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{Adam, Linear, VarBuilder, VarMap, clamp, copy_parameters, linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -346,7 +346,7 @@ impl PrioritizedDqn {
         let losses = if self.args.clip_error {
             // The gradient of Huber's loss is the clipped error: ℓ(δ) = m (|δ| − ½ m), m = min(|δ|, 1).
             let magnitude = error.abs()?;
-            let inside = magnitude.minimum(1.0)?.detach(); // ∇ℓ = m ∇|δ|: that of ℓ with m held constant
+            let inside = clamp(&magnitude, 0.0, 1.0)?.detach(); // ∇ℓ = m ∇|δ|: that of ℓ with m held constant
             (&inside * (&magnitude - (&inside * 0.5)?)?)?
         } else {
             error.sqr()?

@@ -39,7 +39,7 @@ use candle_core::{DType, Device, Tensor, WithDType};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, VecEnv, invalid, learner_rng};
-use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal, soft_update};
+use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, clamp, linear_orthogonal, soft_update};
 use common::run::Run;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -319,7 +319,7 @@ impl QProp {
         let eta = match kind {
             Eta::None => product.zeros_like()?,
             Eta::Full => product.ones_like()?,
-            Eta::Adaptive => (product / variance.maximum(1e-12)?)?,
+            Eta::Adaptive => (product / clamp(&variance, 1e-12, f64::INFINITY)?)?,
             Eta::Conservative => product.gt(0.0)?.to_dtype(DType::F32)?,
             Eta::Aggressive => product.sign()?,
         };

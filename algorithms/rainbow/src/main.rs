@@ -33,7 +33,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
-use common::nn::{self, Adam, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d, linear};
+use common::nn::{self, Adam, Conv2d, Init, Linear, VarBuilder, VarMap, clamp, conv2d, linear};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -349,7 +349,7 @@ impl Rainbow {
             return Ok((&batch.returns + &batch.discounts * next)?.detach());
         }
         // T_j = clip( R_t + γ^k (1 − terminated) z_j, v_min, v_max ), [batch, n_atoms]
-        let t = batch.discounts.matmul(&self.support)?.broadcast_add(&batch.returns)?.clamp(v_min, v_max)?;
+        let t = clamp(&batch.discounts.matmul(&self.support)?.broadcast_add(&batch.returns)?, v_min, v_max)?;
         // m_i = Σ_j max( 1 − |T_j − z_i| / Δz, 0 ) p_j(s_{t+k}, a*; θ⁻)
         let distances = t.unsqueeze(1)?.broadcast_sub(&self.support.t()?)?.abs()?; // [batch, i, j]
         let shares = distances.affine(-((n_atoms - 1) as f64) / (v_max - v_min), 1.0)?.relu()?;

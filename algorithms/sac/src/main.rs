@@ -299,8 +299,8 @@ impl Sac {
     /// a ~ π_φ(·|s) for each observation, `[batch, action_dim]`.
     fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<Vec<f32>> {
         let observations = self.tensor(observations)?;
-        let noise = self.noise(observations.dim(0)?, rng)?;
-        Ok(self.actor.sample(&observations, &noise)?.0.flatten_all()?.to_vec1()?)
+        let (actions, _) = self.actor.sample(&observations, &self.noise(observations.dim(0)?, rng)?)?;
+        Ok(actions.flatten_all()?.to_vec1()?)
     }
 
     /// b + c tanh μ(s), the policy without its noise, for each observation.
@@ -316,7 +316,7 @@ impl Sac {
         let inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?; // (s', a')
         // min_i Q_θ̄i(s', a') − α ln π(a'|s')
         let [q1, q2] = nn::both(|i| self.target_critics[i].forward(&inputs))?;
-        let soft_values = (q1.minimum(&q2)? - (next_log_probs * self.alpha()?)?)?;
+        let soft_values = (nn::minimum(&q1, &q2)? - (next_log_probs * self.alpha()?)?)?;
         // y = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') )
         let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
         Ok((&batch.rewards + discounts * soft_values)?.detach())
@@ -345,7 +345,7 @@ impl Sac {
         self.actor_optimizer.backward_step_by_rows([&batch.observations, noise], |[observations, noise]| {
             let (actions, log_probs) = self.actor.sample(&observations, &noise)?;
             let inputs = Tensor::cat(&[&observations, &actions], 1)?; // (s, ã)
-            let q = critic1.forward(&inputs)?.minimum(&critic2.forward(&inputs)?)?;
+            let q = nn::minimum(&critic1.forward(&inputs)?, &critic2.forward(&inputs)?)?;
             Ok((((&log_probs * alpha)? - q)?, log_probs))
         })
     }

@@ -39,7 +39,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
-use common::nn::{self, Adam, Categorical, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d};
+use common::nn::{self, Adam, Categorical, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d, minimum};
 use common::nn::{copy_parameters, linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
@@ -289,7 +289,7 @@ impl SacDiscrete {
         // Easy to miss: π is the current policy. It has no average.
         let log_probs = self.log_probs(next_observations)?; // [batch, num_actions]
         let [q1, q2] = nn::both(|i| self.target_critics[i].forward(next_observations))?;
-        let soft_values = (q1.minimum(&q2)? - (&log_probs * self.alpha()?)?)?;
+        let soft_values = (minimum(&q1, &q2)? - (&log_probs * self.alpha()?)?)?;
         Ok((log_probs.exp()? * soft_values)?.sum_keepdim(1)?)
     }
 
@@ -320,7 +320,7 @@ impl SacDiscrete {
     fn update_actor(&mut self, batch: &Batch) -> Result<(f32, Tensor)> {
         let log_probs = self.log_probs(&batch.observations)?;
         let [q1, q2] = nn::both(|i| self.critics[i].forward(&batch.observations))?;
-        let q = q1.minimum(&q2)?.detach(); // min_i Q_θi(s, ·), [batch, num_actions]
+        let q = minimum(&q1, &q2)?.detach(); // min_i Q_θi(s, ·), [batch, num_actions]
         // J(φ) = E[ Σ_a π_φ(a|s) ( α ln π_φ(a|s) − min_i Q_θi(s, a) ) ]
         let loss = (log_probs.exp()? * ((&log_probs * self.alpha()?)? - q)?)?.sum(1)?.mean_all()?;
         self.actor_optimizer.backward_step(&loss)?;

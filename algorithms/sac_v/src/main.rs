@@ -33,7 +33,9 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{
+    self, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, minimum, soft_update,
+};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -301,7 +303,7 @@ impl SacV {
         let (actions, log_probs) = self.actor.sample(&batch.observations, noise)?;
         let inputs = Tensor::cat(&[&batch.observations, &actions], 1)?; // (s, ã)
         let [q1, q2] = nn::both(|i| self.critics[i].forward(&inputs))?;
-        Ok((q1.minimum(&q2)? - (log_probs * self.args.alpha)?)?.detach())
+        Ok((minimum(&q1, &q2)? - (log_probs * self.args.alpha)?)?.detach())
     }
 
     /// One step of V_ψ. Returns J(ψ) and E[ V_ψ(s) ] from before it.
@@ -347,7 +349,7 @@ impl SacV {
             self.actor_optimizer.backward_step_by_rows(rows, |[observations, noise]| {
                 let (actions, log_probs) = self.actor.sample(&observations, &noise)?;
                 let inputs = Tensor::cat(&[&observations, &actions], 1)?; // (s, ã)
-                let q = critic1.forward(&inputs)?.minimum(&critic2.forward(&inputs)?)?;
+                let q = minimum(&critic1.forward(&inputs)?, &critic2.forward(&inputs)?)?;
                 Ok((((&log_probs * alpha)? - q)?, log_probs))
             })?;
         Ok((loss, -log_probs.mean_all()?.to_scalar::<f32>()?))

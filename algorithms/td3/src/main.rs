@@ -31,7 +31,9 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{self, Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, soft_update};
+use common::nn::{
+    self, Adam, Init, Linear, VarBuilder, VarMap, clamp, copy_parameters, linear, minimum, soft_update,
+};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -127,7 +129,7 @@ impl Actor {
     /// clip( μ_φ(s) + c ε, b − c, b + c ), `[batch, action_dim]`, for ε of the same shape.
     fn perturbed(&self, observations: &Tensor, epsilon: &Tensor) -> Result<Tensor> {
         let x = (self.network.forward(observations)?.tanh()? + epsilon)?;
-        self.rescale(&x.clamp(-1.0, 1.0)?)
+        self.rescale(&clamp(&x, -1.0, 1.0)?)
     }
 
     /// b + c x for x in [-1, 1], `[batch, action_dim]`.
@@ -285,7 +287,7 @@ impl Td3 {
     /// ã', `[batch, action_dim]`, from noise N(0, I) of the same shape.
     fn smoothed_actions(&self, next_observations: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // ε = clip( N(0, σ̃²), −d, d )
-        let epsilon = (noise * self.args.policy_noise)?.clamp(-self.args.noise_clip, self.args.noise_clip)?;
+        let epsilon = clamp(&(noise * self.args.policy_noise)?, -self.args.noise_clip, self.args.noise_clip)?;
         // ã' = clip( μ_φ̄(s') + c ε, b − c, b + c )
         self.target_actor.perturbed(next_observations, &epsilon)
     }
@@ -296,7 +298,7 @@ impl Td3 {
         let inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?; // (s', ã')
         // min_i Q_θ̄i(s', ã')
         let [q1, q2] = nn::both(|i| self.target_critics[i].forward(&inputs))?;
-        let next_values = q1.minimum(&q2)?;
+        let next_values = minimum(&q1, &q2)?;
         // y = r + γ (1 − terminated) min_i Q_θ̄i(s', ã')
         let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
         Ok((&batch.rewards + discounts * next_values)?.detach())

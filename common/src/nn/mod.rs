@@ -16,10 +16,12 @@
 //!   [`RmsProp`].
 //! - [`VarMap::gradients`], [`VarMap::values`]: loops over the variables, flattened.
 //! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
+//! - [`minimum`], [`maximum`], [`clamp`]: `Tensor`'s own methods of these names.
 //! - [`both`], [`side_by_side`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the
 //!   plain thing that their names say; they only let `--threads` work on parts side by side.
 
 mod adam;
+mod bounds;
 mod categorical;
 mod conv;
 mod dense;
@@ -31,6 +33,7 @@ mod simd;
 mod var;
 
 pub use adam::Adam;
+pub use bounds::{clamp, maximum, minimum};
 pub use categorical::Categorical;
 pub use conv::{Conv2d, Conv2dConfig, conv2d, conv2d_orthogonal};
 pub use dense::{Activation, Linear, linear, linear_orthogonal};
