@@ -40,7 +40,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, Space, VecEnv, learner_rng};
-use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap, clamp, minimum};
+use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
 use common::nn::{conv2d_orthogonal, linear_orthogonal};
 use common::run::Run;
 use rand::{RngExt, seq::SliceRandom};
@@ -306,8 +306,8 @@ impl Ppg {
         let log_ratio = (policy.log_prob(actions)? - log_probs)?; // [batch]
         let ratio = log_ratio.exp()?;
         // E[ min( ρ Â, clip(ρ, 1 − ε, 1 + ε) Â ) ], to be maximised
-        let clipped_ratio = clamp(&ratio, 1.0 - clip_coef, 1.0 + clip_coef)?;
-        let surrogate = minimum(&(&ratio * advantages)?, &(clipped_ratio * advantages)?)?;
+        let clipped_ratio = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)?;
+        let surrogate = (&ratio * advantages)?.minimum(&(clipped_ratio * advantages)?)?;
         let policy_loss = surrogate.mean_all()?.neg()?;
         // E[ H(π_θ(·|s)) ]: a bonus, so that more of it makes the loss smaller.
         let entropy = policy.entropy()?.mean_all()?;

@@ -42,7 +42,7 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
-use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap, clamp, maximum, minimum};
+use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
 use common::nn::{conv2d_orthogonal, linear_orthogonal};
 use common::run::Run;
 use rand::seq::SliceRandom;
@@ -325,8 +325,8 @@ impl Ppo {
         let log_ratio = (policy.log_prob(actions)? - log_probs)?; // [batch]
         let ratio = log_ratio.exp()?;
         // E[ min( ρ Â, clip(ρ, 1 − ε, 1 + ε) Â ) ], to be maximised
-        let clipped_ratio = clamp(&ratio, 1.0 - clip_coef, 1.0 + clip_coef)?;
-        let surrogate = minimum(&(&ratio * &advantages)?, &(clipped_ratio * &advantages)?)?;
+        let clipped_ratio = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)?;
+        let surrogate = (&ratio * &advantages)?.minimum(&(clipped_ratio * &advantages)?)?;
         let policy_loss = surrogate.mean_all()?.neg()?;
 
         // E[ ½ (V_θ(s) − R̂)² ]
@@ -334,8 +334,8 @@ impl Ppo {
         let mut squares = (&new_values - returns)?.sqr()?;
         if self.args.clip_vloss {
             // The larger of that and the same of a value moved at most ε from its old one.
-            let moved = (values + clamp(&(&new_values - values)?, -clip_coef, clip_coef)?)?;
-            squares = maximum(&squares, &(moved - returns)?.sqr()?)?;
+            let moved = (values + (&new_values - values)?.clamp(-clip_coef, clip_coef)?)?;
+            squares = squares.maximum(&(moved - returns)?.sqr()?)?;
         }
         let value_loss = (squares.mean_all()? * 0.5)?;
 

@@ -37,7 +37,7 @@ use clap::Parser;
 use common::envs::wrappers::{NormalizeObservation, NormalizeReward};
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
 use common::model::Model;
-use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, clamp, linear_orthogonal, minimum};
+use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::{Run, cli, cli::RunArgs};
 use rand::seq::SliceRandom;
 use serde::Serialize;
@@ -328,8 +328,8 @@ impl Ppo {
         let log_ratio = (self.log_prob(&self.actor.forward(observations)?, actions)? - log_probs)?; // [batch]
         let ratio = log_ratio.exp()?;
         // E[ min( ρ Â, clip(ρ, 1 − ε, 1 + ε) Â ) ], to be maximised
-        let clipped_ratio = clamp(&ratio, 1.0 - clip_coef, 1.0 + clip_coef)?;
-        let surrogate = minimum(&(&ratio * &advantages)?, &(clipped_ratio * &advantages)?)?;
+        let clipped_ratio = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)?;
+        let surrogate = (&ratio * &advantages)?.minimum(&(clipped_ratio * &advantages)?)?;
         let policy_loss = surrogate.mean_all()?.neg()?;
 
         // E[ ½ (V_θ(s) − R̂)² ]
