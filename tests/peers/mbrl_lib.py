@@ -25,6 +25,9 @@ from omegaconf import OmegaConf
 workload, steps, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 torch.set_num_threads(threads)
 
+# Rollouts of a plan through the ensemble.
+PARTICLES = 5
+
 
 def optimizer(population, elites, iterations):
     return {
@@ -91,7 +94,7 @@ def random_data(env, count):
     return buffer
 
 
-def pets(size, batch, starts, frequency, epochs, population, elites, iterations, horizon, particles):
+def pets(size, batch, starts, frequency, epochs, population, elites, iterations, horizon):
     """Random data and a new model in every run, then a fit every `frequency` steps and a plan each step."""
     env = CartPoleEnv()
 
@@ -107,7 +110,7 @@ def pets(size, batch, starts, frequency, epochs, population, elites, iterations,
             "planning_horizon": horizon,
             "optimizer_cfg": optimizer(population, elites, iterations),
         }
-        agent = create_trajectory_optim_agent_for_model(model_env, OmegaConf.create(config), particles)
+        agent = create_trajectory_optim_agent_for_model(model_env, OmegaConf.create(config), PARTICLES)
         observation, ended = env.reset(seed=1)[0], False
         for step in range(steps):
             if ended:
@@ -122,6 +125,11 @@ def pets(size, batch, starts, frequency, epochs, population, elites, iterations,
         return steps
 
     return run
+
+
+def part_of_pets(**counts):
+    """With networks and data that leave a fit or a plan to be most of the work."""
+    return pets(size=200, batch=250, starts=1000, epochs=1, **counts)
 
 
 def mbpo(size, batch, updates):
@@ -171,42 +179,9 @@ def mbpo(size, batch, updates):
 workloads = {
     "cem-64": lambda: cem(population=64, elites=8, iterations=3, horizon=20),
     "cem-400": lambda: cem(population=400, elites=40, iterations=5, horizon=30),
-    "pets": lambda: pets(
-        size=32,
-        batch=32,
-        starts=200,
-        frequency=50,
-        epochs=10,
-        population=24,
-        elites=4,
-        iterations=2,
-        horizon=20,
-        particles=5,
-    ),
-    "pets-fit": lambda: pets(
-        size=200,
-        batch=250,
-        starts=1000,
-        frequency=1,
-        epochs=1,
-        population=2,
-        elites=2,
-        iterations=1,
-        horizon=1,
-        particles=5,
-    ),
-    "pets-plan": lambda: pets(
-        size=200,
-        batch=250,
-        starts=1000,
-        frequency=1_000_000,
-        epochs=1,
-        population=100,
-        elites=10,
-        iterations=2,
-        horizon=15,
-        particles=5,
-    ),
+    "pets": lambda: pets(32, 32, 200, frequency=50, epochs=10, population=24, elites=4, iterations=2, horizon=20),
+    "pets-fit": lambda: part_of_pets(frequency=1, population=2, elites=2, iterations=1, horizon=1),
+    "pets-plan": lambda: part_of_pets(frequency=1_000_000, population=100, elites=10, iterations=2, horizon=15),
     "mbpo-64": lambda: mbpo(size=64, batch=120, updates=6),
     "mbpo-256": lambda: mbpo(size=256, batch=240, updates=6),
 }

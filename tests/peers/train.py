@@ -89,7 +89,74 @@ def off_policy():
     }
 
 
-model = {"ppo": ppo, "dqn": dqn, "sac": sac, "td3": td3, "ddpg": ddpg}[workload]()
+def pong(n_envs):
+    """The Atari game, preprocessed by Stable-Baselines3's own wrappers."""
+    import ale_py
+    import gymnasium
+    from stable_baselines3.common.atari_wrappers import AtariWrapper
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    gymnasium.register_envs(ale_py)
+    envs = make_vec_env("ALE/Pong-v5", n_envs=n_envs, env_kwargs={"frameskip": 1}, wrapper_class=AtariWrapper)
+    return VecFrameStack(envs, 4)
+
+
+def pong_dqn():
+    """The network of the Nature paper, which is CnnPolicy's; an update of 32 transitions every fourth step."""
+    return algorithms.DQN(
+        "CnnPolicy",
+        pong(1),
+        batch_size=32,
+        train_freq=4,
+        gradient_steps=1,
+        learning_starts=100,
+        buffer_size=10_000,
+        target_update_interval=1000,
+        exploration_initial_eps=0.05,
+        exploration_final_eps=0.05,
+        **options,
+    )
+
+
+def pong_ppo():
+    """8 environments of 128 steps, 4 epochs of 4 minibatches; actor and critic see with a convolution each."""
+    from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+
+    class Convolution(BaseFeaturesExtractor):
+        def __init__(self, space):
+            channels, height, width = space.shape
+            super().__init__(space, 16 * (height - 2) * (width - 2))
+            self.layers = torch.nn.Sequential(torch.nn.Conv2d(channels, 16, 3), torch.nn.Tanh(), torch.nn.Flatten())
+
+        def forward(self, pixels):
+            return self.layers(pixels)
+
+    return algorithms.PPO(
+        "CnnPolicy",
+        pong(8),
+        n_steps=128,
+        batch_size=256,
+        n_epochs=4,
+        policy_kwargs={
+            "features_extractor_class": Convolution,
+            "share_features_extractor": False,
+            "activation_fn": torch.nn.Tanh,
+            "net_arch": [64, 64],
+        },
+        **options,
+    )
+
+
+workloads = {
+    "ppo": ppo,
+    "dqn": dqn,
+    "sac": sac,
+    "td3": td3,
+    "ddpg": ddpg,
+    "pong-dqn": pong_dqn,
+    "pong-ppo": pong_ppo,
+}
+model = workloads[workload]()
 
 
 def run():

@@ -91,7 +91,8 @@ const SCORE: &str = "eval/episodic_return";
 /// Flags of `figures`.
 #[derive(clap::Args, Debug)]
 pub struct FiguresArgs {
-    /// Figures to draw [default: all whose runs do not take long, in ten minutes on two cores]
+    /// Figures to draw [default: all whose runs do not take long, in ten minutes on two cores; such
+    /// runs are made in memory, unless --work names a folder]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
     /// Draw those as well whose runs take long, together more than half an hour
@@ -333,7 +334,11 @@ pub fn figures(mut args: FiguresArgs) -> Result<()> {
             trainings.extend(figure.trainings());
         }
     }
-    train(&trainings, Shard::WHOLE, &args.pool)?;
+    if let Err(error) = train(&trainings, Shard::WHOLE, &args.pool) {
+        // What a run that failed has said is there.
+        work.map(tempfile::TempDir::keep);
+        return Err(error);
+    }
     if args.pool.dry_run {
         return Ok(());
     }
@@ -466,6 +471,11 @@ impl Figure {
         }
         if self.compared && (self.is_swept() || self.heatmap.is_some() || self.x != X::Steps) {
             return Some("only lines over steps are `compared`".into());
+        }
+        if self.error_of.is_some() && (self.is_swept() || self.heatmap.is_some() || self.compared) {
+            return Some(
+                "only lines over steps or episodes that are not `compared` have an `error_of`".into(),
+            );
         }
         let shape = self.line[0].cells.map(|cells| cells.shape());
         if self.heatmap.as_ref().is_some_and(|layout| layout.across == 0)
@@ -906,8 +916,12 @@ fn page(figures: &[Figure], folder: &Path) -> String {
         if !figure.published.is_empty() {
             page += "\n";
         }
-        if let Some(numbers) = Numbers::read(folder, name).ok().filter(|_| figure.compared) {
-            page += &comparison(&numbers.lines);
+        // Numbers from before the figure was compared lack the last steps.
+        let is_whole =
+            |lines: &[Numbered]| !lines.is_empty() && lines.iter().all(|line| !line.last.is_empty());
+        let numbers = Numbers::read(folder, name).ok().filter(|_| figure.compared);
+        if let Some(Numbers { lines, .. }) = numbers.filter(|numbers| is_whole(&numbers.lines)) {
+            page += &comparison(&lines);
         }
     }
     page

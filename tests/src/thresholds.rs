@@ -217,6 +217,8 @@ fn read_config(path: &Path) -> Result<(String, usize, Vec<String>)> {
     let (Some(env_id), Some(steps)) = (env_id, steps.and_then(|steps| usize::try_from(steps).ok())) else {
         bail!("`env_id` and `total_timesteps` are needed");
     };
+    let runners = ["seed", "run_dir"].into_iter().find(|key| table.contains_key(*key));
+    ensure!(runners.is_none(), "`{}` is the runner's", runners.unwrap_or_default());
     let others = table.iter().filter(|(key, _)| !["env_id", "total_timesteps"].contains(&key.as_str()));
     let flags = others.map(|(key, value)| {
         let shown = |value: &toml::Value| value.as_str().map_or_else(|| value.to_string(), str::to_string);
@@ -288,7 +290,7 @@ mod tests {
         assert!(format!("{:#}", parse("x", &least, none).unwrap_err()).contains("more than the median"));
     }
 
-    /// Every file of settings for an environment is a benchmark, so that it is known to work.
+    /// Every file of settings for an environment is a benchmark, which says how well it does.
     #[test]
     fn every_config_is_a_benchmark() {
         for thresholds in all().unwrap() {

@@ -9,6 +9,7 @@
 //! closes in on a good plan within a few rounds. Only the first action of the plan is taken, and
 //! the next plan is made from where it led (model-predictive control), with what is left of this
 //! one as a first guess. Here the model is the environment's own dynamics, and nothing is learned.
+//! Sparse rewards defeat all of it, for plans that end before any reward are alike.
 //!
 //! A plan for a horizon of H steps is to maximise
 //!
@@ -31,12 +32,13 @@
 //! is none to save, training steps are steps of planned episodes, and `--eval-only` plans others with a
 //! run's configuration. It draws from a normal distribution that is truncated at 2 σ, and narrows σ
 //! where μ is near a bound; here samples are clamped, which draws the bounds themselves often, and the
-//! best plans are often there. Where the environment is random, a plan is tried once instead of with
-//! several particles. Sparse rewards defeat all of it, for plans that end before any reward are alike.
-//! With `--threads` the plans of a round are divided over as many threads; each plan has its own random
-//! stream, so that the run is the same.
+//! best plans are often there. Its shifted plan ends with zeros, ours with the last action again; its
+//! rounds end early once every σ² is at most 0.001; and it tries more (400 plans in each of 5 rounds on
+//! its cart-pole). Where the environment is random, a plan is tried once instead of with several
+//! particles. With `--threads` the plans of a round are divided over as many threads; each plan has its
+//! own random stream, so that the run is the same.
 //!
-//! Run `cargo run -p cem`: −200 or more on Pendulum-v1 in about three seconds, mostly evaluation
+//! Run `cargo run -p cem`: about −153 on Pendulum-v1 in about nine seconds, mostly evaluation
 //! (−137 is the best possible, by dynamic programming on a grid; random actions reach −1236).
 
 use anyhow::Result;
@@ -126,7 +128,7 @@ impl Cem {
     fn begin(&mut self) {
         let action_dim = self.low.len();
         if self.args.warm_start {
-            // The last action, which nothing was planned for, is planned for twice.
+            // The new last step, not planned yet, begins with the action of the step before it.
             self.mean.copy_within(action_dim.., 0);
         } else {
             self.forget();

@@ -11,6 +11,22 @@ fn learns() {
     regression::check(env!("CARGO_MANIFEST_DIR"), GUIDED_POLICY_SEARCH);
 }
 
+/// The teachers of a round play from the states in which the policy's episodes of that round begin. It keeps
+/// at least 95 % of what the last ones reach, or costs at most 1/0.95 of theirs.
+#[test]
+fn the_policy_keeps_up_with_its_teachers() {
+    let dir = regression::learning::scratch();
+    let run_dir = dir.path().join("run");
+    let flags = ["--run-dir", &*run_dir.to_string_lossy(), "--eval-episodes=1"];
+    let (code, _, stderr) = regression::learning::run(GUIDED_POLICY_SEARCH, &flags);
+    assert_eq!(code, Some(0), "{stderr}");
+    let rows = regression::learning::read_metrics(&run_dir.join("metrics.csv")).unwrap();
+    let reached = |metric, last| regression::learning::mean_of_last(&rows, metric, last).unwrap();
+    // A round is of 40 controllers.
+    let (teachers, policy) = (reached("charts/controller_return", 1), reached("charts/episodic_return", 40));
+    assert!(policy >= teachers / 0.95, "{policy} of its teachers' {teachers}");
+}
+
 #[test]
 fn the_same_seed_gives_the_same_run() {
     regression::is_deterministic(GUIDED_POLICY_SEARCH, &[&SHORT[..], &["--seed=7"]].concat());

@@ -29,7 +29,7 @@
 //! every N steps, here they improve at each. TD-MPC has values at a plan's end, and no decoder. Plans know of
 //! no end of an episode, and in training an episode's first one begins with what is left of the last one's.
 //!
-//! Run `cargo run -p latent_mpc`: about −190 (17 of 18 seeds reach −300, one ends at −419) in half a minute
+//! Run `cargo run -p latent_mpc`: about −200 (17 of 18 seeds reach −300, one ends at −419) in half a minute
 //! on PartialPendulum-v0, Pendulum-v1 without its velocity, after 4,500 steps. With it −137 is the best
 //! possible, random actions reach −1236. `reconstructions.png` shows the last 200 steps.
 
@@ -249,7 +249,7 @@ impl LatentMpc {
     }
 
     /// One step of all four models down L, for `batches` of consecutive transitions, with standard normal
-    /// `noise` `[2, batch, latent_size]` for z and z'. Returns [`LOSSES`] from before it.
+    /// `noise` `[2, batch, latent_size]` for z and z', the same for each k. Returns [`LOSSES`] from before it.
     fn update(&mut self, batches: &[Batch], noise: &Tensor) -> Result<[f32; 5]> {
         // ½ ‖x‖²: the sum over dimensions, the mean over rows
         let square = |x: Tensor| -> Result<Tensor> { Ok((x.sqr()?.sum(1)?.mean_all()? * 0.5)?) };

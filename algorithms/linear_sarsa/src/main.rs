@@ -7,7 +7,7 @@
 //! Fourier basis", AAAI. Sutton & Barto (2018), *Reinforcement Learning*, sections 9.5, 10.1, 10.2, 12.7.
 //!
 //! Where states are too many for a table, what is learned in one must hold for those like it. An action's
-//! value is a weighted sum of the state's features, a few of them active; a step changes their weights, and
+//! value is a weighted sum of the state's features, of tiles only a few; a step changes their weights, and
 //! so the values of all states that share them. The rest is SARSA: the value of the action taken moves towards
 //! the reward plus the next action's value, at once, after n steps, or by a trace of what was active lately.
 //!
@@ -17,7 +17,7 @@
 //! --method n-step          G_t = r_{t+1} + γ r_{t+2} + … + γⁿ q(s_{t+n},a_{t+n})
 //!                          w ← w + α [ G_t − q(s_t,a_t) ] x(s_t,a_t)                n steps later
 //! --method lambda          δ = r_{t+1} + γ q(s_{t+1},a_{t+1}) − q(s_t,a_t)
-//!                          z ← γλ z + x(s_t,a_t),   w ← w + α δ z                   or another trace:
+//!                          z ← γλ z + x(s_t,a_t),   w ← w + α δ z      accumulating, or another:
 //!     --trace replacing            z_i ← x_i where x_i ≠ 0, otherwise γλ z_i   (for tiles: waves and
 //!                                  Gaussians are nowhere 0, and only an action's last step would remain)
 //!     --trace replacing-clearing   and z_i ← 0 for the features of the other actions in s_t
@@ -42,7 +42,7 @@
 //! Run `cargo run -p linear_sarsa`: gets the mountain car out of its valley in about 110 steps after a few
 //! hundred episodes, a second; the best possible is 97.7 (Sutton & Barto 2018, chapters 10 and 12). The first
 //! 50 take 176 with `--lambda 0.96 --learning-rate 1.2` (figure 12.10), episodes 401 to 500 take 107 with
-//! `--method n-step --n-step 8 --learning-rate 0.3` (section 10.2). The model's `values` are figure 10.1's.
+//! `--method n-step --n-step 8 --learning-rate 0.3` (section 10.2). Figure 10.1 is minus the model's `values`.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
@@ -130,7 +130,7 @@ enum Basis {
     Radial,
 }
 
-/// x(s,a): the features that are not 0, `(index, value)`.
+/// x(s,a): the features that may be other than 0, `(index, value)`.
 type Active = Vec<(usize, f64)>;
 
 /// The features x.
@@ -139,7 +139,7 @@ struct Features {
     range: Vec<f64>,   // [d]
     points: usize,     // of a grid along each dimension
     per_action: usize, // features of an action
-    len: usize,        // weights, n
+    len: usize,        // number of weights
     step_size: f64,    // α, of one feature
     num_actions: usize,
     args: Args,
@@ -252,8 +252,8 @@ struct Step {
 
 /// The weights and how they are learned.
 struct Sarsa {
-    w: Vec<f64>,       // [n]
-    trace: Vec<f64>,   // z, [n]
+    w: Vec<f64>,       // [len]
+    trace: Vec<f64>,   // z, [len]
     old_value: f64,    // q_old
     window: Vec<Step>, // steps of the episode that wait for their return, the oldest first
     step_size: f64,    // α, of one feature
@@ -261,8 +261,8 @@ struct Sarsa {
 }
 
 impl Sarsa {
-    fn new(n: usize, step_size: f64, args: &Args) -> Self {
-        let zeros = || vec![0.0; n];
+    fn new(len: usize, step_size: f64, args: &Args) -> Self {
+        let zeros = || vec![0.0; len];
         Self { w: zeros(), trace: zeros(), old_value: 0.0, window: Vec::new(), step_size, args: args.clone() }
     }
 

@@ -17,8 +17,8 @@
 //! ```
 //!
 //! Deviations from the paper: 5 members of two ReLU layers of 64 (7, four SiLU layers of 200; `--silu`); fixed
-//! k and updates in a fit, one a new step (no stop on a holdout); minibatches, not bootstraps; one learning
-//! rate, 1e-3; H̄ = 0.5, not −dim A; random actions are the policy's with tenfold noise; the learner sees each
+//! k; as many updates in a fit as steps between two (no stop on a holdout); minibatches, not bootstraps; rates
+//! of 1e-3; H̄ = 0.5, not −dim A; random actions are the policy's with tenfold noise; the learner sees each
 //! imagined transition once, without a buffer, and no real ones. What it sees then are the policy's present
 //! actions alone, which teach it nothing of others: hence imagined actions have three times the policy's noise.
 //!

@@ -49,7 +49,7 @@ fn values_of_states_are_of_first_visits_or_of_all_and_not_of_exploring_starts() 
         (&["--method=epsilon-soft"][..], [5.0, 6.0], [1.0, 1.0]),
         (&["--method=epsilon-soft", "--every-visit"], [3.0, 4.5], [2.0, 2.0]),
         (&["--every-visit"], [3.0, 3.0], [2.0, 1.0]),
-        (&[], [5.0, 0.0], [1.0, 0.0]),
+        (&[], [5.0, 3.0], [1.0, 1.0]),
     ] {
         let mut mc = MonteCarlo::new(2, 2, &args(flags));
         mc.update(&there_and_back);

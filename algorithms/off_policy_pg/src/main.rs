@@ -16,9 +16,9 @@
 //! J(θ) = E_{τ∼p_β}[ p_θ(τ) / p_β(τ) Σ_t γᵗ r_t ] = E_β[ Π_t ρ_t Σ_t γᵗ r_t ]
 //! θ ← θ + α (1/N) Σ_episodes Σ_t x_t ∇ln π_θ(a_t|s_t)               x_t constant, one of these (--weights):
 //!
-//! trajectory              x_t = Π_k ρ_k      G_0                    G_t = Σ_{k ≥ t} γ^{k−t} r_k
-//! per-decision-rewards    x_t = Π_{k ≤ t} ρ_k Σ_{k ≥ t} γ^{k−t} r_k Π_{t < j ≤ k} ρ_j
-//! per-decision            x_t = Π_{k ≤ t} ρ_k G_t
+//! trajectory              x_t = Π_j ρ_j      G_0                    G_t = Σ_{k ≥ t} γ^{k−t} r_k
+//! per-decision-rewards    x_t = Π_{j ≤ t} ρ_j Σ_{k ≥ t} γ^{k−t} r_k Π_{t < j ≤ k} ρ_j
+//! per-decision            x_t = Π_{j ≤ t} ρ_j G_t
 //! per-step                x_t = ρ_t G_t
 //! none                    x_t = G_t
 //! ```
@@ -35,9 +35,9 @@
 //!
 //! Deviations: Adam, its step size falling to zero. Weights are neither clipped nor made to sum to 1;
 //! instead a batch is given up as soon as its effective share is less than `--min-effective-share`. A
-//! share of one half is too little: by then one of ten episodes has two fifths of all the weight, and what
-//! was done in it, whose return is positive as all are, is made ever more probable (with 20 updates a batch
-//! two seeds of 15 stayed below 450, and none with nine tenths). Where a time limit cuts an episode short,
+//! share of one half is too little: of whole trajectories, one of ten may by then have two fifths of all the
+//! weight, and what was done in it, whose return is positive as all are, is made ever more probable (with 20
+//! updates a batch two seeds of 15 stayed below 450, and none with nine tenths). Where a time limit cuts an episode short,
 //! returns stop short. Against misprints in lecture notes: along an episode ratios multiply, they do not
 //! add up, and those that weigh r_k are of a_{t+1} to a_k.
 //!
@@ -309,7 +309,7 @@ impl OffPolicyPg {
 fn effective_share(weights: &[f32]) -> f64 {
     let sum: f64 = weights.iter().map(|&w| f64::from(w)).sum();
     let squares: f64 = weights.iter().map(|&w| f64::from(w).powi(2)).sum();
-    // Easy to miss: products of many ratios overflow, and ∞ / ∞ is less than no share.
+    // Easy to miss: products of many ratios overflow, and ∞ / ∞ is NaN, which nothing finds too small.
     if !squares.is_finite() {
         return 0.0;
     }

@@ -25,7 +25,7 @@
 //!
 //! It is simple and as good as its luck: where a share p of single actions is near the best one, the share
 //! of plans whose H actions all are is pᴴ, which is why longer horizons do not help for ever. `cem` spends
-//! the same number of trials on better and better guesses.
+//! a fifth of the trials on better and better guesses, and reaches −153.
 //!
 //! Deviations. The literature's model is learned, ours is the environment's own: with none to learn
 //! there is none to save, training steps are steps of planned episodes, and `--eval-only` plans others
@@ -33,8 +33,8 @@
 //! own instead of those to come. Discrete actions are drawn uniformly as well. With `--threads` the plans
 //! are divided over as many threads; each plan has its own random stream, so that the run is the same.
 //!
-//! Run `cargo run -p random_shooting`: about −220 on Pendulum-v1 with 1000 plans of 20 steps (computed
-//! independently: −220.7 with a standard error of 20.6 over 60 episodes; −137 is the best possible, random actions reach −1236).
+//! Run `cargo run -p random_shooting`: about −220 on Pendulum-v1 with 1000 plans of 20 steps, in a minute,
+//! most of which is evaluation; with `--eval-episodes 1` in a few seconds (computed independently: −220.7 with a standard error of 20.6 over 60 episodes; −137 is the best possible, random actions reach −1236).
 
 use anyhow::Result;
 use clap::Parser;

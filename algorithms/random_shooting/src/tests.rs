@@ -167,9 +167,14 @@ fn plans_and_steps_draw_differently() {
     assert!(first.contains(&0.0) && first.contains(&1.0));
     assert_eq!(first, again);
     assert_ne!(first, other);
-    let mut generator = rng(1, 0);
-    let values = [(); 2].map(|()| (planner.act(&start, &mut generator).unwrap(), generator.clone()));
-    assert_ne!(values[0].1, values[1].1);
+    // A decision draws its plans' noise first, and then the seed that they are tried with.
+    let [mut generator, mut expected] = [(); 2].map(|()| rng(1, 0));
+    let (action, _) = planner.act(&start, &mut generator).unwrap();
+    let noise: Vec<f32> = (&mut expected).random_iter().take(400 * 100).collect();
+    let plans = planner.guess(&noise);
+    let returns = planner.check(&start, &plans, expected.random()).unwrap();
+    assert_eq!(action, plans[best(&returns) * 100..][..1]);
+    assert_eq!(generator, expected);
 }
 
 #[test]

@@ -9,7 +9,8 @@ use std::process::Command;
 use std::time::Instant;
 
 /// The algorithms that rows train.
-pub const ALGORITHMS: [&str; 9] = ["cem", "ddpg", "dqn", "mbpo", "pets", "ppo", "sac", "sac_discrete", "td3"];
+pub const ALGORITHMS: [&str; 10] =
+    ["cem", "ddpg", "dqn", "dqn_pixels", "mbpo", "pets", "ppo", "sac", "sac_discrete", "td3"];
 
 /// Builds `tests/peers/candle`, candle as it comes, and returns its program.
 ///
