@@ -141,7 +141,7 @@ def pong_ppo():
             "features_extractor_class": Convolution,
             "share_features_extractor": False,
             "activation_fn": torch.nn.Tanh,
-            "net_arch": [64, 64],
+            "net_arch": [128],
         },
         **options,
     )

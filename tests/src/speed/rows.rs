@@ -215,7 +215,7 @@ pub fn rows() -> Vec<Row> {
         },
         Row {
             name: "pong-ppo".into(),
-            title: "PPO, Atari's Pong, one convolution and 64-64, 8 environments × 128 steps, 4 epochs of 4 \
+            title: "PPO, Atari's Pong, one convolution and 128, 8 environments × 128 steps, 4 epochs of 4 \
                     minibatches"
                 .into(),
             unit: Unit::StepsPerSecond,
@@ -224,7 +224,7 @@ pub fn rows() -> Vec<Row> {
                     algorithm: "ppo",
                     steps: 1_024,
                     flags: "--env-id gym:ALE/Pong-v5 --num-envs 8 --num-steps 128 --update-epochs 4 \
-                            --num-minibatches 4 --hidden-sizes 64,64",
+                            --num-minibatches 4",
                     ..Training::default()
                 }),
                 train(Peer::Sb3, "pong-ppo", 1_024, 1),
