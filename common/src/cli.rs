@@ -30,7 +30,7 @@ pub struct RunArgs {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exp_name: Option<String>,
     /// Directory of results [default: runs/{env_id}__{exp_name}__{seed}__{time}]
-    #[arg(long)]
+    #[arg(long, conflicts_with_all = ["resume", "eval_only"])]
     #[serde(skip)]
     pub run_dir: Option<PathBuf>,
     /// Compute threads, at most 256
@@ -50,7 +50,7 @@ pub struct RunArgs {
     pub capture_video: bool,
     /// Environment steps between checkpoints; 0 writes one only when the run is interrupted
     /// [default: one before training and then every minute, less often where writing takes long]
-    #[arg(long)]
+    #[arg(long, value_parser = checkpoint_every)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<usize>,
     /// Go on from the checkpoint in this run directory, with its configuration
@@ -83,17 +83,20 @@ impl RunArgs {
             "metal" => candle_core::Device::new_metal(0),
             _ => return Ok(candle_core::Device::Cpu),
         };
-        device.or_else(|_| {
+        device.or_else(|error| {
             let name = &self.device;
             invalid(format!(
-                "--device {name}: this build or machine has none; build with --features common/{name}, or use --device cpu"
+                "--device {name}: cannot be opened ({error}); build with --features common/{name}, or use --device cpu"
             ))
         })
     }
 }
 
 /// Parses the command line, runs `train`, and turns an error into one line on standard error:
-/// exit code 2 for input that cannot be accepted, 1 for everything else.
+/// exit code 2 for input that cannot be accepted, 130 after Ctrl-C, 1 for everything else.
+///
+/// Call it first in the program: it sets environment variables, which is sound only while there is
+/// one thread.
 pub fn main<A: Parser + Send>(train: fn(A) -> Result<()>) -> ExitCode {
     limit_thread_pools();
     match run(std::env::args_os(), train) {
@@ -154,7 +157,7 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
 fn limit_thread_pools() {
     // Candle reads these when it first needs a pool.
     for variable in ["CANDLE_NUM_THREADS", "RAYON_NUM_THREADS"] {
-        // SAFETY: only `main` calls this, before it has started another thread.
+        // SAFETY: only `main` calls this, which is called before another thread is started.
         unsafe { std::env::set_var(variable, "1") };
     }
 }
@@ -195,6 +198,9 @@ fn configure(command: Command) -> Command {
         let arg = if optional { arg.required(false) } else { arg };
         let is_bool = arg.get_value_parser().type_id() == clap::value_parser!(bool).type_id();
         if !is_bool || arg.is_positional() {
+            // A list is given whole: a later one takes the place of an earlier one, and is not added to it.
+            let is_list = arg.get_value_delimiter().is_some();
+            let arg = if is_list { arg.action(ArgAction::Set) } else { arg };
             // So that `--gamma -1` is refused as a value and not as an unknown flag.
             return arg.allow_negative_numbers(true);
         }
@@ -245,11 +251,13 @@ fn read_config(command: &Command, path: &Path, flag: &str) -> Result<Vec<OsStrin
         Ok(table) => table,
         Err(error) => return invalid(format!("{flag} {shown}: {}", one_line(&error.to_string()))),
     };
-    let known: Vec<&str> = command.get_arguments().filter_map(Arg::get_long).collect();
+    // Those that say where a configuration comes from are not part of one.
+    let known = command.get_arguments().filter_map(Arg::get_long);
+    let known: Vec<&str> = known.filter(|flag| !["config", "resume", "eval-only"].contains(flag)).collect();
     let mut flags = Vec::new();
     for (key, value) in table {
         let long = key.replace('_', "-");
-        if !known.contains(&long.as_str()) || long == "config" {
+        if !known.contains(&long.as_str()) {
             let similarity = |flag: &str| strsim::jaro_winkler(&long, flag);
             let near = known.iter().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
             let near = near.map_or(String::new(), |near| format!("; similar: {}", near.replace('-', "_")));
@@ -257,9 +265,9 @@ fn read_config(command: &Command, path: &Path, flag: &str) -> Result<Vec<OsStrin
         }
         let show = |value: &toml::Value| match value {
             toml::Value::String(text) => Some(text.clone()),
-            toml::Value::Integer(_) | toml::Value::Float(_) | toml::Value::Boolean(_) => {
-                Some(value.to_string())
-            }
+            // 1e6 as 1000000, which integers understand as well.
+            toml::Value::Float(number) => Some(number.to_string()),
+            toml::Value::Integer(_) | toml::Value::Boolean(_) => Some(value.to_string()),
             _ => None,
         };
         let text = match &value {
@@ -343,6 +351,11 @@ pub fn positive(text: &str) -> Result<usize, String> {
     Ok(integer(1, LARGEST)(text)? as usize)
 }
 
+/// Value parser of `--checkpoint-every`.
+fn checkpoint_every(text: &str) -> Result<usize, String> {
+    Ok(integer(0, LARGEST)(text)? as usize)
+}
+
 /// Value parser of `--threads`: each has a stack.
 fn threads(text: &str) -> Result<usize, String> {
     Ok(integer(1, 256)(text)? as usize)
@@ -397,6 +410,9 @@ mod tests {
         /// A number that has no parser of its own
         #[arg(long, default_value_t = 0)]
         capacity: u64,
+        /// A list
+        #[arg(long, value_delimiter = ',', default_value = "120,84")]
+        sizes: Vec<usize>,
     }
 
     fn toy(flags: &[&str]) -> Result<Toy> {
@@ -418,6 +434,52 @@ mod tests {
         for text in ["0", "-1", "1.5", "0.5e0", "", "1e16", "nan", "9223372036854775808"] {
             assert_eq!(positive(text), Err("an integer of at least 1 is needed".to_string()), "{text}");
         }
+    }
+
+    #[test]
+    fn numbers_of_a_file_are_read_in_every_usual_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.toml");
+        std::fs::write(&file, "total_timesteps = 1e6\ncheckpoint_every = \"1e5\"\n").unwrap();
+        let run = toy(&["--config", &file.display().to_string()]).unwrap().run;
+        assert_eq!((run.total_timesteps, run.checkpoint_every), (1_000_000, Some(100_000)));
+        assert_eq!(toy(&["--checkpoint-every=0"]).unwrap().run.checkpoint_every, Some(0));
+        let error = refusal(toy(&["--checkpoint-every=-1"]));
+        assert!(error.ends_with("an integer of at least 0 is needed"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_does_not_say_where_it_comes_from() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.toml");
+        for key in ["config", "resume", "eval_only"] {
+            std::fs::write(&file, format!("{key} = \"runs/1\"\n")).unwrap();
+            let error = refusal(toy(&["--config", &file.display().to_string()]));
+            assert!(error.contains(&format!("unknown key {key}; similar: ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_run_has_one_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.toml"), "").unwrap();
+        for flag in ["--resume", "--eval-only"] {
+            let error = refusal(toy(&[flag, &dir.path().display().to_string(), "--run-dir=other"]));
+            assert!(error.contains("--run-dir") && error.contains(flag), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_last_of_a_repeated_flag_wins() {
+        assert_eq!(toy(&["--capacity=1", "--capacity=2"]).unwrap().capacity, 2);
+        assert_eq!(toy(&[]).unwrap().sizes, [120, 84]);
+        assert_eq!(toy(&["--sizes=1,2", "--sizes", "3,4,5"]).unwrap().sizes, [3, 4, 5]);
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("my.toml");
+        std::fs::write(&file, "sizes = [7, 8]\n").unwrap();
+        let config = file.display().to_string();
+        assert_eq!(toy(&["--config", &config]).unwrap().sizes, [7, 8]);
+        assert_eq!(toy(&["--config", &config, "--sizes", "9"]).unwrap().sizes, [9]);
     }
 
     #[test]

@@ -1,9 +1,11 @@
-//! Ctrl-C: the first one asks a run to save itself and end, the second one ends the program at once.
+//! Ctrl-C, SIGTERM and SIGHUP (unless it is ignored, as with `nohup`): the first one asks a run to save
+//! itself and end, the second one ends the program at once.
 
 use anyhow::{Context, Result};
+use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Exit code of a program that Ctrl-C ended: 128 and the number of SIGINT.
+/// Exit code of a program that one of them ended: 128 and the number of SIGINT.
 pub(crate) const EXIT_CODE: u8 = 130;
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
@@ -24,15 +26,46 @@ impl std::error::Error for Interrupted {}
 /// Takes Ctrl-C over, unless this program has done so before.
 pub(crate) fn listen() -> Result<()> {
     let handler = || {
-        if REQUESTED.swap(true, Ordering::Relaxed) {
-            eprintln!("interrupted again: nothing is saved");
+        // Said first: who notices the request may be the last to speak. A terminal that is gone is no
+        // reason to panic.
+        let say = |text| drop(writeln!(std::io::stderr(), "{text}"));
+        if REQUESTED.load(Ordering::Relaxed) {
+            say("interrupted again: nothing is saved");
             std::process::exit(EXIT_CODE.into());
         }
+        say("interrupted: the run saves itself at its next iteration; again to end at once");
+        REQUESTED.store(true, Ordering::Relaxed);
     };
+    take_over(handler)
+}
+
+/// Calls `handler` at every Ctrl-C, SIGTERM and SIGHUP, unless this program has one for them already.
+/// A SIGHUP that is ignored stays so: `nohup` protects a run from the end of its terminal.
+///
+/// # Errors
+/// The system refuses it.
+pub fn take_over(handler: impl FnMut() + Send + 'static) -> Result<()> {
+    #[cfg(unix)]
+    let ignored = hangup_is_ignored();
     match ctrlc::set_handler(handler) {
-        Ok(()) | Err(ctrlc::Error::MultipleHandlers) => Ok(()),
-        Err(error) => Err(error).context("installing the Ctrl-C handler"),
+        Ok(()) | Err(ctrlc::Error::MultipleHandlers) => {}
+        Err(error) => return Err(error).context("installing the Ctrl-C handler"),
     }
+    #[cfg(unix)]
+    if ignored {
+        // SAFETY: SIG_IGN is a disposition that every signal but SIGKILL and SIGSTOP can have.
+        unsafe { libc::signal(libc::SIGHUP, libc::SIG_IGN) };
+    }
+    Ok(())
+}
+
+#[cfg(unix)]
+fn hangup_is_ignored() -> bool {
+    // SAFETY: zeros are a valid `sigaction`, which is plain numbers and flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: a null new action changes nothing, and `action` is writable.
+    let read = unsafe { libc::sigaction(libc::SIGHUP, std::ptr::null(), &mut action) };
+    read == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
 /// Whether Ctrl-C was pressed.

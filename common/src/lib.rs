@@ -23,6 +23,6 @@ mod write_atomically;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 pub use envs;
-pub use interrupt::Interrupted;
+pub use interrupt::{Interrupted, take_over};
 pub use run::Run;
 pub use write_atomically::write_atomically;

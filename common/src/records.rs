@@ -2,10 +2,10 @@
 
 use crate::tensorboard::EventWriter;
 use anyhow::Context;
-use envs::{Result, invalid};
+use envs::{InvalidInput, Result, invalid};
 use serde::{Deserialize, Serialize};
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Seek, SeekFrom, Write};
+use std::io::{BufWriter, ErrorKind, Seek, SeekFrom, Write};
 use std::path::Path;
 
 /// The two files, open to append.
@@ -29,9 +29,16 @@ pub(crate) fn exist_in(dir: &Path) -> bool {
 }
 
 impl Records {
-    /// New files in `dir`, with the run's configuration among the events.
+    /// New files in `dir`, with the run's configuration among the events. Of two runs that are started
+    /// in the same directory at once, the one that makes `metrics.csv` has it.
     pub fn create(dir: &Path, config: &str) -> Result<Self> {
-        let metrics = File::create(dir.join("metrics.csv")).context("metrics.csv")?;
+        let path = dir.join("metrics.csv");
+        let metrics = match File::create_new(&path) {
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                return invalid(format!("--run-dir {}: holds a run already", dir.display()));
+            }
+            metrics => metrics.with_context(|| format!("{}: cannot be written", path.display()))?,
+        };
         let mut events = EventWriter::create(dir)?;
         events.text("config", &format!("```\n{config}```"))?;
         let mut this = Self { metrics: BufWriter::with_capacity(1 << 16, metrics), metrics_len: 0, events };
@@ -39,13 +46,16 @@ impl Records {
         Ok(this)
     }
 
-    /// The files in `dir` as they were at a checkpoint; what came after it is cut off.
+    /// The files in `dir` as they were at a checkpoint. What came after it is there until [`Records::cut`].
     ///
     /// # Errors
     /// Files that are missing or shorter than that.
     pub fn resume(dir: &Path, extent: &Extent) -> Result<Self> {
-        let mut metrics =
-            OpenOptions::new().write(true).open(dir.join("metrics.csv")).context("metrics.csv")?;
+        let missing = |name: &str, error: &dyn std::fmt::Display| {
+            InvalidInput(format!("--resume {}: {name}: {error}", dir.display()))
+        };
+        let opened = OpenOptions::new().write(true).open(dir.join("metrics.csv"));
+        let mut metrics = opened.map_err(|error| missing("metrics.csv", &error))?;
         let (present, needed) = (metrics.metadata()?.len(), extent.metrics_len);
         if present < needed {
             let shown = dir.display();
@@ -53,13 +63,23 @@ impl Records {
                 "--resume {shown}: metrics.csv has {present} bytes, resuming needs its first {needed}"
             ));
         }
-        metrics.set_len(needed)?;
-        metrics.seek(SeekFrom::End(0))?;
+        metrics.seek(SeekFrom::Start(needed))?;
+        let events = dir.join(&extent.events_file);
+        if !events.exists() {
+            return Err(missing(&extent.events_file, &"the event file is missing").into());
+        }
         Ok(Self {
             metrics: BufWriter::with_capacity(1 << 16, metrics),
             metrics_len: needed,
-            events: EventWriter::resume(&dir.join(&extent.events_file), extent.events_len)?,
+            events: EventWriter::resume(&events, extent.events_len)?,
         })
+    }
+
+    /// Cuts off what the files hold beyond what this run has written.
+    pub fn cut(&mut self) -> Result<()> {
+        self.flush()?;
+        self.metrics.get_ref().set_len(self.metrics_len).context("cutting metrics.csv")?;
+        self.events.cut()
     }
 
     /// Adds one number to both files.

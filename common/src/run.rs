@@ -9,7 +9,8 @@
 //! model.safetensors     the trained parameters
 //! agent.gif             an episode of the trained agent, with --capture-video
 //! checkpoint.safetensors  everything that --resume needs
-//! diverged.safetensors  the state in which a number logged was not finite
+//! diverged.safetensors  the state in which a number logged was not finite (after the last iteration:
+//!                       the model)
 //! ```
 //!
 //! A checkpoint is written before training and then every minute, or as `--checkpoint-every` has
@@ -32,7 +33,7 @@ use crate::model::{self, Model};
 use crate::plot::{Curve, learning_curves};
 use crate::records::{self, Extent, Records};
 use crate::timer::Timer;
-use crate::write_atomically::write_atomically;
+use crate::write_atomically::{tidy_up, write_atomically};
 use anyhow::{Context, anyhow, bail};
 use envs::mpe::ParallelVecEnv;
 use envs::persist::Persist;
@@ -40,6 +41,7 @@ use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -50,6 +52,9 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 /// long as writing one it is at least.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 const CHECKPOINT_SHARE: u32 = 100;
+
+/// Time between flushes of the records, so that the files can be watched.
+const FLUSH_EVERY: Duration = Duration::from_secs(5);
 
 /// Most frames of `agent.gif`.
 const MAX_FRAMES: usize = 1000;
@@ -73,10 +78,12 @@ pub struct Run {
     algorithm: &'static str,
     args: RunArgs,
     dir: PathBuf,
+    config: String,           // as config.toml has it
     records: Option<Records>, // none with --eval-only
     history: History,
     started: Instant,
     console: Console,
+    flush_timer: Timer,
     resume_from: Option<Checkpoint>,
     last_checkpoint: Option<usize>, // its global step
     checkpoint_timer: Timer,
@@ -108,9 +115,10 @@ impl Run {
             (None, None) => {
                 let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
                 let env = run_args.env_id.replace(['/', ':'], "-");
-                PathBuf::from(format!("runs/{env}__{name}__{}__{seconds}", run_args.seed))
+                free_dir(&format!("runs/{env}__{name}__{}__{seconds}", run_args.seed))?
             }
         };
+        let flag = if resuming { "--resume" } else { "--run-dir" };
         let shown = dir.display().to_string();
         if !evaluating {
             // Fails early, with the flag's name, where the directory cannot be written.
@@ -118,7 +126,7 @@ impl Run {
             std::fs::create_dir_all(&dir)
                 .and_then(|()| File::create(&probe))
                 .and_then(|_| std::fs::remove_file(&probe))
-                .or_else(|error| invalid(format!("--run-dir {shown}: cannot be written: {error}")))?;
+                .or_else(|error| invalid(format!("{flag} {shown}: cannot be written: {error}")))?;
         }
         if !resuming && !evaluating && records::exist_in(&dir) {
             let advice = match checkpoint::path(&dir).exists() {
@@ -137,15 +145,17 @@ impl Run {
             records = Some(Records::resume(&dir, &history.records)?);
             resume_from = Some(checkpoint);
         } else if !evaluating {
-            write_atomically(&dir.join("config.toml"), config.as_bytes())?;
             records = Some(Records::create(&dir, &config)?);
+            write_atomically(&dir.join("config.toml"), config.as_bytes())?;
         }
         let this = Self {
             total_timesteps: if evaluating { 0 } else { run_args.total_timesteps },
             algorithm,
             args: run_args.clone(),
             console: Console::new(run_args.total_timesteps, evaluating),
+            flush_timer: Timer::new(FLUSH_EVERY),
             dir,
+            config,
             records,
             history,
             started: Instant::now(),
@@ -157,7 +167,7 @@ impl Run {
             diverged: None,
             ended: false,
         };
-        this.console.say(&format!("{algorithm} on {} → {shown}\n{config}", run_args.env_id));
+        this.console.say(&format!("{algorithm} on {} → {shown}\n{}", run_args.env_id, this.config));
         Ok(this)
     }
 
@@ -174,10 +184,11 @@ impl Run {
     /// Restores or saves everything that changes while training. Call it at the top of every
     /// iteration of the training loop with every such thing:
     ///
-    /// - the first call of a resumed run loads them from the checkpoint;
+    /// - the first call of a resumed run loads them from the checkpoint, cuts off what was recorded after
+    ///   it and writes the configuration, which flags may have changed;
     /// - the first call of a new run saves them, and later calls do when a minute has passed since, or
-    ///   a hundred times as long as saving took; with `--checkpoint-every`, when that many steps have
-    ///   passed, or never. What cannot be saved is said on the console, and the run goes on without
+    ///   a hundred times as long as saving took, whichever is longer; with `--checkpoint-every`, when that
+    ///   many steps have passed, or never. What cannot be saved is said on the console, and the run goes on without
     ///   checkpoints; with the flag it is refused before anything is learned;
     /// - after Ctrl-C it saves them and ends the run;
     /// - after a number that was not finite it saves them as `diverged.safetensors` and ends the run.
@@ -197,6 +208,11 @@ impl Run {
                 })?;
             }
             global_step.load(checkpoint.item("global_step")?)?;
+            // Nothing of the run has changed before everything fits.
+            self.records.as_mut().map_or(Ok(()), Records::cut)?;
+            // The run may have been killed in its last checkpoint: no other will remove what is left.
+            tidy_up(&checkpoint::path(&self.dir));
+            write_atomically(&self.dir.join("config.toml"), self.config.as_bytes())?;
             self.last_checkpoint = Some(*global_step);
             self.console.say(&format!("resumed at step {global_step}"));
         }
@@ -341,7 +357,8 @@ impl Run {
 
     /// Records one number and moves the progress bar. A number that is not finite is not recorded:
     /// it ends the run at the next [`Run::resume_or_checkpoint`] or, in the last iteration, at the
-    /// [`Run::save_or_load_model`] or evaluation that follows, which can save what there is.
+    /// [`Run::save_or_load_model`] that follows, which saves the model, or at the evaluation, which saves
+    /// nothing.
     pub fn log(&mut self, global_step: usize, tag: &str, value: impl Into<f64>) -> Result<()> {
         let value = value.into();
         self.global_step = self.global_step.max(global_step);
@@ -351,7 +368,12 @@ impl Run {
         }
         self.record(global_step, tag, value)?;
         if self.console.is_due() {
-            self.report()?;
+            self.report();
+        }
+        if self.flush_timer.is_due() {
+            self.flush_timer = Timer::new(FLUSH_EVERY);
+            self.record(self.global_step, "charts/SPS", self.steps_per_second())?;
+            self.records.as_mut().map_or(Ok(()), Records::flush)?;
         }
         Ok(())
     }
@@ -364,14 +386,14 @@ impl Run {
         }
     }
 
-    fn report(&mut self) -> Result<()> {
-        let sps = (self.global_step as f64 / self.wall_seconds().max(1e-9)).round();
+    fn steps_per_second(&self) -> f64 {
+        (self.global_step as f64 / self.wall_seconds().max(1e-9)).round()
+    }
+
+    fn report(&self) {
         let recent = &self.history.recent;
         let mean = (!recent.is_empty()).then(|| recent.iter().sum::<f64>() / recent.len() as f64);
-        self.console.update(self.global_step, mean, sps);
-        self.record(self.global_step, "charts/SPS", sps)?;
-        // So that the files can be watched.
-        self.records.as_mut().map_or(Ok(()), Records::flush)
+        self.console.update(self.global_step, mean, self.steps_per_second());
     }
 
     /// Seconds that the run has taken, over all of its resumptions.
@@ -595,6 +617,7 @@ impl Run {
         let mut envs = make(1, seed)?;
         let mut gif = GifWriter::new(&self.dir.join("agent.gif"), 480, 320, 33)?;
         while gif.frames() < MAX_FRAMES && envs.episodes().is_empty() {
+            self.refuse_interrupted()?;
             let mut canvas = Canvas::new(480, 320);
             envs.draw(0, &mut canvas)?;
             gif.push(&canvas.rgb())?;
@@ -628,6 +651,23 @@ struct Summary<'a> {
     cpu: String,
 }
 
+/// Makes the directory `name`, or `name__2`, `name__3` … where runs that began in the same second have it.
+fn free_dir(name: &str) -> Result<PathBuf> {
+    let mut dir = PathBuf::from(name);
+    let refused =
+        |dir: &Path, error| InvalidInput(format!("--run-dir {}: cannot be written: {error}", dir.display()));
+    dir.parent().map_or(Ok(()), std::fs::create_dir_all).map_err(|error| refused(&dir, error))?;
+    let mut made = std::fs::create_dir(&dir);
+    let mut number = 1;
+    while made.as_ref().is_err_and(|error| error.kind() == ErrorKind::AlreadyExists) && number < 10_000 {
+        number += 1;
+        dir = PathBuf::from(format!("{name}__{number}"));
+        made = std::fs::create_dir(&dir);
+    }
+    made.map_err(|error| refused(&dir, error))?;
+    Ok(dir)
+}
+
 /// The commit the sources are at, where git knows it.
 fn git_commit() -> Option<String> {
     let output = std::process::Command::new("git")
@@ -658,8 +698,11 @@ mod tests {
     }
 
     fn start(dir: &Path, flags: &[&str]) -> Run {
-        let dir = format!("--run-dir={}", dir.display());
-        let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100", &dir];
+        start_as(&format!("--run-dir={}", dir.display()), flags)
+    }
+
+    fn start_as(dir: &str, flags: &[&str]) -> Run {
+        let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=100", dir];
         let toy: Toy = cli::parse_from(argv.iter().chain(flags).map(Into::into)).unwrap();
         Run::start("toy", &toy.run, &toy).unwrap()
     }
@@ -742,10 +785,24 @@ mod tests {
 
         // It is resumed without a flag, and the minute begins anew.
         drop(run);
-        let mut run = start(dir.path(), &[&format!("--resume={}", dir.path().display())]);
+        let mut run = start_as(&format!("--resume={}", dir.path().display()), &[]);
         let (mut step, mut state) = (0, 0_u8);
         run.resume_or_checkpoint(&mut step, &mut [("state", &mut state)]).unwrap();
         assert_eq!((step, state, run.last_checkpoint), (2, 3, Some(2)));
+    }
+
+    #[test]
+    fn runs_of_the_same_second_have_directories_of_their_own() {
+        let scratch = tempfile::tempdir().unwrap();
+        let name = scratch.path().join("runs/CartPole-v1__toy__1__7").display().to_string();
+        for suffix in ["", "__2", "__3"] {
+            assert_eq!(free_dir(&name).unwrap(), PathBuf::from(format!("{name}{suffix}")));
+        }
+        std::fs::write(scratch.path().join("file"), "").unwrap();
+        let name = scratch.path().join("file/run").display().to_string();
+        let error = free_dir(&name).unwrap_err();
+        assert!(error.is::<InvalidInput>(), "{error:#}");
+        assert!(error.to_string().starts_with(&format!("--run-dir {name}: cannot be written")), "{error}");
     }
 
     #[test]

@@ -74,8 +74,8 @@ impl EventWriter {
     }
 
     /// Goes on with the event file at `path` from its first `len` bytes, as [`len`](Self::len)
-    /// gave them; whatever was written after them is cut off, so that a run resumed from a
-    /// checkpoint logs each step once.
+    /// gave them; whatever was written after them goes with [`cut`](Self::cut), so that a run resumed
+    /// from a checkpoint logs each step once. A TensorBoard that has the file open must be restarted.
     pub fn resume(path: &Path, len: u64) -> Result<Self> {
         let open = || -> std::io::Result<(File, u64)> {
             let file = OpenOptions::new().write(true).open(path)?;
@@ -90,10 +90,17 @@ impl EventWriter {
                 path.display()
             ));
         }
-        file.set_len(len)
-            .and_then(|()| file.seek(SeekFrom::Start(len)))
-            .with_context(|| format!("{}: cannot cut the event file to {len} bytes", path.display()))?;
+        file.seek(SeekFrom::Start(len))
+            .with_context(|| format!("{}: cannot go on in the event file", path.display()))?;
         Ok(Self { path: path.to_path_buf(), file: BufWriter::new(file), len })
+    }
+
+    /// Cuts off what the file holds beyond what was written here.
+    pub fn cut(&mut self) -> Result<()> {
+        self.flush()?;
+        let (len, shown) = (self.len, self.path.display());
+        let cut = self.file.get_ref().set_len(len);
+        cut.with_context(|| format!("{shown}: cannot cut the event file to {len} bytes"))
     }
 
     /// Where the file is.
@@ -405,6 +412,7 @@ mod tests {
         File::options().write(true).open(&path).unwrap().set_len(torn).unwrap();
 
         let mut writer = EventWriter::resume(&path, len).unwrap();
+        writer.cut().unwrap();
         assert_eq!(writer.len(), len);
         writer.scalar("a", 3.0, 2).unwrap();
         writer.flush().unwrap();

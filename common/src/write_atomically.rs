@@ -1,8 +1,9 @@
 //! Files that appear whole or not at all.
 
 use anyhow::{Context, Result};
+use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Replaces `path` with `bytes` in one step: a reader sees the old file or the new one, whole.
 ///
@@ -17,7 +18,7 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
     let name = path.file_name().context("a file has a name")?;
     // A folder, because `write` may make files of its own beside the one it is asked for. It always has
     // the same name: what a killed program leaves is removed by the next one that writes.
-    let partial = path.with_file_name(format!(".{}.partial", name.to_string_lossy()));
+    let partial = partial(path, name);
     let replace = || -> Result<()> {
         if partial.exists() {
             fs::remove_dir_all(&partial)?;
@@ -28,10 +29,32 @@ pub(crate) fn replace(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> R
         File::options().write(true).open(&written)?.sync_all()?;
         Ok(fs::rename(&written, path)?)
     };
-    let result = replace().with_context(|| format!("{}: cannot be written", path.display()));
+    let result = replace();
     // What there is to report is the first error, and a file that was replaced is no failure.
     let _ = fs::remove_dir_all(&partial);
-    result
+    let result = result.and_then(|()| sync_directory_of(path));
+    result.with_context(|| format!("{}: cannot be written", path.display()))
+}
+
+/// Removes what a program left that was killed while it wrote `path`.
+pub(crate) fn tidy_up(path: &Path) {
+    if let Some(name) = path.file_name() {
+        let _ = fs::remove_dir_all(partial(path, name)); // there is seldom one
+    }
+}
+
+fn partial(path: &Path, name: &OsStr) -> PathBuf {
+    path.with_file_name(format!(".{}.partial", name.to_string_lossy()))
+}
+
+/// The new name of a file is on the disk once its directory is.
+fn sync_directory_of(path: &Path) -> Result<()> {
+    // Elsewhere a directory cannot be opened.
+    if let Some(dir) = path.parent().filter(|_| cfg!(unix)) {
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

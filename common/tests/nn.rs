@@ -9,7 +9,8 @@ use common::envs::persist::Persist;
 use common::envs::{Rng, rng};
 use common::nn::{
     Activation, Adam, Categorical, Conv2d, Conv2dConfig, Init, Linear, VarBuilder, VarMap, backward, both,
-    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, linear, soft_update, with_threads,
+    clip_grad_norm, conv2d, conv2d_orthogonal, copy_parameters, linear, linear_orthogonal, soft_update,
+    with_threads,
 };
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
@@ -325,19 +326,24 @@ proptest! {
     fn a_categorical_distribution_is_that_of_log_softmax(
         (batch, num_actions) in (1..40_usize, 1..20_usize),
         view in views(),
+        far in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let rng = &mut rng(seed, 0);
         let (var, logits) = variable(&[batch, num_actions], view, rng);
+        // Far from 0 a sum with the logarithm would round it away.
+        let logits = if far { (logits + 1000.0).unwrap() } else { logits };
         let actions: Vec<u32> = (0..batch + 2).map(|_| rng.random_range(0..num_actions as u32)).collect();
         let actions = Tensor::new(actions, &Device::Cpu).unwrap().narrow(0, 1, batch).unwrap();
-        let log_probs = candle_nn::ops::log_softmax(&logits, D::Minus1).unwrap();
+        let log_probs = logits.to_dtype(DType::F64).unwrap();
+        let log_probs = candle_nn::ops::log_softmax(&log_probs, D::Minus1).unwrap();
+        let in_f32 = |stock: Tensor| stock.to_dtype(DType::F32).unwrap();
 
         let policy = Categorical::new(&logits).unwrap();
         let stock = log_probs.gather(&actions.unsqueeze(1).unwrap(), 1).unwrap().squeeze(1).unwrap();
-        same(&policy.log_prob(&actions).unwrap(), &stock, &[&var], 1e-5, rng);
+        same(&policy.log_prob(&actions).unwrap(), &in_f32(stock), &[&var], 1e-5, rng);
         let stock = (log_probs.exp().unwrap() * log_probs).unwrap().sum(D::Minus1).unwrap().neg().unwrap();
-        same(&policy.entropy().unwrap(), &stock, &[&var], 1e-5, rng);
+        same(&policy.entropy().unwrap(), &in_f32(stock), &[&var], 1e-5, rng);
     }
 
     #[test]
@@ -462,6 +468,38 @@ fn has_the_slopes_of(
     }
 }
 
+/// Checks that numbers fill the range from −bound to bound.
+fn fill(tensor: &Tensor, bound: f32, share: f32) {
+    let values = values(tensor);
+    let least = values.iter().copied().fold(f32::INFINITY, f32::min);
+    let greatest = values.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    assert!((-bound..=-share * bound).contains(&least), "{least}");
+    assert!((share * bound..=bound).contains(&greatest), "{greatest}");
+}
+
+/// Checks that the rows of a weight are orthogonal and `gain` long.
+fn are_orthogonal(rows: &Tensor, gain: f64) {
+    let products = rows.matmul(&rows.t().unwrap()).unwrap();
+    let n = rows.dim(0).unwrap();
+    let wanted = (Tensor::eye(n, DType::F32, &Device::Cpu).unwrap() * (gain * gain)).unwrap();
+    assert!(difference(&products, &wanted) < 1e-5);
+}
+
+#[test]
+fn dense_layers_begin_as_in_pytorch_or_orthogonal() {
+    let parameters = VarMap::new(1);
+    let vb = VarBuilder::from_varmap(&parameters, DType::F32, &Device::Cpu);
+    let layer = linear(16, 64, vb.pp("uniform")).unwrap();
+    assert_eq!((layer.weight().dims(), layer.bias().dims()), (&[64, 16][..], &[64][..]));
+    // Uniform in ±1/√16.
+    fill(layer.weight(), 0.25, 0.95);
+    fill(layer.bias(), 0.25, 0.8);
+
+    let layer = linear_orthogonal(64, 16, 2.0, vb.pp("orthogonal")).unwrap();
+    are_orthogonal(layer.weight(), 2.0);
+    assert_eq!(values(layer.bias()), [0.0; 16]);
+}
+
 #[test]
 fn convolutions_begin_as_in_pytorch_or_orthogonal() {
     let parameters = VarMap::new(1);
@@ -470,15 +508,12 @@ fn convolutions_begin_as_in_pytorch_or_orthogonal() {
     assert_eq!((layer.weight().dims(), layer.bias().dims()), (&[16, 4, 3, 3][..], &[16][..]));
     // Uniform in ±1/√(4 · 3 · 3), and filling that range.
     let bound = 1.0 / 6.0;
-    let largest = values(layer.weight()).iter().fold(0.0_f32, |largest, w| largest.max(w.abs()));
-    assert!((0.95 * bound..=bound).contains(&largest), "{largest}");
+    fill(layer.weight(), bound, 0.95);
     assert!(values(layer.bias()).iter().all(|b| b.abs() <= bound && *b != 0.0));
 
     let layer = conv2d_orthogonal(4, 16, 3, 2.0, Conv2dConfig::default(), vb.pp("orthogonal")).unwrap();
     let filters = layer.weight().flatten_from(1).unwrap();
-    let products = filters.matmul(&filters.t().unwrap()).unwrap();
-    let wanted = (Tensor::eye(16, DType::F32, &Device::Cpu).unwrap() * 4.0).unwrap();
-    assert!(difference(&products, &wanted) < 1e-5);
+    are_orthogonal(&filters, 2.0);
     assert!(values(layer.bias()).iter().all(|b| *b == 0.0));
 }
 
@@ -499,6 +534,8 @@ fn a_layer_of_no_inputs_gives_its_bias() {
     let (layer, _, bias) = dense(0, 32, &mut rng(1, 0));
     let x = Tensor::zeros((9, 0), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(values(&layer.forward(&x).unwrap()), values(&bias).repeat(9));
+    let vb = VarBuilder::from_varmap(&VarMap::new(1), DType::F32, &Device::Cpu);
+    assert_eq!(values(linear(0, 3, vb).unwrap().bias()), [0.0; 3], "as PyTorch begins it");
 }
 
 /// The sizes that Atari's networks have, more than one piece of a batch at a time.
@@ -642,4 +679,32 @@ fn sampled_actions_follow_the_softmax() {
     let certain = Tensor::new(&[[0.0_f32, f32::NEG_INFINITY]; 1000], &Device::Cpu).unwrap();
     let actions = Categorical::new(&certain).unwrap().sample(&mut rng(2, 0)).unwrap();
     assert_eq!(actions.to_vec1::<u32>().unwrap(), [0; 1000]);
+}
+
+#[test]
+fn logits_that_are_not_finite_give_no_action() {
+    for bad in [[0.0, f32::NAN], [f32::INFINITY, 0.0], [f32::NEG_INFINITY; 2]] {
+        let logits = Tensor::new(&[[0.0, 1.0], bad], &Device::Cpu).unwrap();
+        let error = Categorical::new(&logits).unwrap().sample(&mut rng(1, 0)).unwrap_err().to_string();
+        assert!(error.starts_with("no action has a probability: the logits are not finite"), "{error}");
+    }
+}
+
+/// A network that has diverged is to be seen, and not to answer with zeros.
+#[test]
+fn what_is_not_a_number_passes_through_a_rectifier() {
+    let x = Var::from_slice(&[f32::NAN, -1.0, 2.0], (3, 1), &Device::Cpu).unwrap();
+    let parameter = |shape: &[usize], value: f32| {
+        (Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap() * f64::from(value)).unwrap()
+    };
+    let layer = Linear::new(parameter(&[1, 1], 1.0), parameter(&[1], 0.0));
+    let image = Conv2d::new(parameter(&[1, 1, 1, 1], 1.0), parameter(&[1], 0.0), Conv2dConfig::default());
+    let dense = layer.forward_relu(&x).unwrap();
+    let convolved = image.forward_relu(&x.reshape((3, 1, 1, 1)).unwrap()).unwrap();
+    for y in [dense, convolved] {
+        let found = values(&y);
+        assert!(found[0].is_nan() && found[1..] == [0.0, 2.0], "{found:?}");
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert_eq!(values(grads.get(&x).unwrap()), [1.0, 0.0, 1.0]);
+    }
 }

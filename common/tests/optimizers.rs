@@ -178,6 +178,28 @@ fn rmsprop_steps_are_exact() {
     recording.finish();
 }
 
+/// A step clips as `clip_grad_norm` before it does.
+#[test]
+fn rmsprop_clips_to_the_global_norm() {
+    let mut recording = Recording::open("optimizers");
+    let run = |separate_clipping: bool| {
+        let mut rmsprop: Option<RmsProp> = None;
+        let gradients = recording.tensor("batch/gradients");
+        after_each_step(recording.tensor("parameters/start"), &gradients, |grads, var| {
+            let rmsprop = rmsprop.get_or_insert_with(|| RmsProp::from_vars(vec![var.clone()], 0.01).unwrap());
+            match separate_clipping {
+                true => drop(clip_grad_norm(std::slice::from_ref(var), grads, 0.5).unwrap()),
+                false => rmsprop.max_grad_norm = Some(0.5),
+            }
+            rmsprop.step(grads).unwrap();
+        })
+    };
+    let [own, separate] =
+        [false, true].map(|separate| run(separate).into_iter().map(f64::from).collect::<Vec<_>>());
+    recording.computed("rmsprop, clipped", own, separate, 1e-6, 1e-6);
+    recording.finish();
+}
+
 /// A loss of two layers, of which `used` has its say.
 fn network(seed: u64) -> (VarMap, impl Fn(&str) -> Tensor) {
     let parameters = VarMap::new(seed);
@@ -262,7 +284,10 @@ fn rmsprop_goes_on_where_it_was_saved() {
     assert_eq!(own.values().unwrap(), other.values().unwrap());
     let single = RmsProp::from_vars(own.all_vars()[..1].to_vec(), 0.1).unwrap();
     let error = resumed.load(&single.save().unwrap()).unwrap_err().to_string();
-    assert!(error.starts_with("optimiser of other parameters"), "{error}");
+    assert!(error.starts_with("it holds moments of 1 parameters, not of 4"), "{error}");
+    let mut other = RmsProp::from_vars(own.all_vars()[1..2].to_vec(), 0.1).unwrap();
+    let error = other.load(&single.save().unwrap()).unwrap_err().to_string();
+    assert!(error.starts_with("its parameter 0 has 4 moments, not 12"), "{error}");
 }
 
 #[test]

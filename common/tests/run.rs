@@ -65,6 +65,12 @@ fn saved(file: &Path, name: &str) -> u64 {
     number
 }
 
+/// Leaves a run in `dir` that has made its hundred steps.
+fn finish(dir: &Path) {
+    let mut run = start(dir, 50).unwrap();
+    train(&mut run, &mut 0, diverge(1000)).unwrap();
+}
+
 fn names(dir: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(dir).unwrap();
     let mut names: Vec<_> =
@@ -187,13 +193,70 @@ fn a_run_without_a_checkpoint_can_only_begin_anew() {
 fn metrics_cut_short_by_others_are_refused() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().display().to_string();
-    let mut run = start(scratch.path(), 50).unwrap();
-    train(&mut run, &mut 0, diverge(1000)).unwrap();
-    drop(run);
+    finish(scratch.path());
     std::fs::write(scratch.path().join("metrics.csv"), "global_step,wall_seconds,tag,value\n").unwrap();
     let error = start_with(&[&format!("--resume={dir}")]).err().expect("refused").to_string();
     let wanted = format!("--resume {dir}: metrics.csv has 35 bytes, resuming needs its first ");
     assert!(error.starts_with(&wanted), "{error}");
+}
+
+#[test]
+fn a_checkpoint_that_does_not_fit_changes_nothing() {
+    let scratch = tempfile::tempdir().unwrap();
+    finish(scratch.path());
+    let files =
+        || names(scratch.path()).into_iter().map(|name| std::fs::read(scratch.path().join(name)).unwrap());
+    let before: Vec<_> = files().collect();
+    let resume = format!("--resume={}", scratch.path().display());
+    let mut run = start_with(&[&resume, "--total-timesteps=200"]).unwrap();
+    let error = run.resume_or_checkpoint(&mut 0, &mut [("state", &mut Sealed)]).unwrap_err();
+    assert!(error.to_string().ends_with("state does not fit this run: it is sealed"), "{error:#}");
+    drop(run);
+    assert!(files().eq(before), "a file has changed");
+}
+
+/// A flag that is given beside `--resume` is part of the run from then on.
+#[test]
+fn a_resumed_run_keeps_its_new_flags() {
+    let scratch = tempfile::tempdir().unwrap();
+    finish(scratch.path());
+    let resume = |flags: &[&str]| {
+        let dir = format!("--resume={}", scratch.path().display());
+        let argv = ["toy", dir.as_str()].into_iter().chain(flags.iter().copied());
+        let args: Args = cli::parse_from(argv.map(Into::into)).unwrap();
+        let (mut run, mut state) = (Run::start("toy", &args.run, &args).unwrap(), 0);
+        train(&mut run, &mut state, diverge(1000)).unwrap();
+        state
+    };
+    assert_eq!(resume(&[]), 100);
+    assert_eq!(resume(&["--total-timesteps=200"]), 200);
+    assert_eq!(resume(&[]), 200);
+}
+
+/// A run that is killed between the last two moves of its last checkpoint writes no other.
+#[test]
+fn a_resumed_run_removes_what_is_left_of_a_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    finish(scratch.path());
+    let before = names(scratch.path());
+    std::fs::create_dir(scratch.path().join(".checkpoint.safetensors.partial")).unwrap();
+    let resume = format!("--resume={}", scratch.path().display());
+    train(&mut start_with(&[&resume]).unwrap(), &mut 0, diverge(1000)).unwrap();
+    assert_eq!(names(scratch.path()), before);
+}
+
+#[test]
+fn records_that_are_gone_are_refused() {
+    for prefix in ["metrics.csv", "events.out"] {
+        let scratch = tempfile::tempdir().unwrap();
+        let dir = scratch.path().display().to_string();
+        finish(scratch.path());
+        let name = names(scratch.path()).into_iter().find(|name| name.starts_with(prefix)).unwrap();
+        std::fs::remove_file(scratch.path().join(&name)).unwrap();
+        let error = start_with(&[&format!("--resume={dir}")]).err().expect("refused");
+        assert!(error.is::<InvalidInput>(), "{error:#}");
+        assert!(error.to_string().starts_with(&format!("--resume {dir}: {name}: ")), "{error}");
+    }
 }
 
 /// How a program of its own ends that trains in `dir` and gets Ctrl-C so many times: its exit code and
@@ -216,14 +279,35 @@ fn the_first_interrupt_saves_the_run_and_the_second_ends_it_at_once() {
     let dir = scratch.path().join("first");
     let (code, says) = interrupted(&dir, 1);
     let end = format!("interrupted at step 3; continue with --resume {}\n", dir.display());
-    assert!(says.ends_with(&end), "exit {code:?}: {says}");
+    assert_eq!(code, Some(3), "{says}");
+    assert!(says.contains("interrupted: "), "{says}");
+    assert!(says.ends_with(&end), "{says}");
     assert_eq!(saved(&dir.join("checkpoint.safetensors"), "state"), 7);
 
     let dir = scratch.path().join("second");
     let (code, says) = interrupted(&dir, 2);
     assert_eq!(code, Some(130), "{says}");
     assert!(says.ends_with("interrupted again: nothing is saved\n"), "{says}");
-    assert!(!dir.join("checkpoint.safetensors").exists());
+}
+
+/// `nohup` starts a program with SIGHUP ignored.
+#[cfg(unix)]
+#[test]
+fn a_hangup_that_is_ignored_stays_ignored() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let output = std::process::Command::new("sh")
+        .args(["-c", "trap '' HUP; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().unwrap())
+        .args(["a_program_that_is_interrupted", "--exact", "--ignored", "--nocapture"])
+        .env("RUN_DIR", &dir)
+        .env("TIMES", "1")
+        .env("HANGUPS", "2")
+        .output()
+        .unwrap();
+    let says = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{says}");
+    assert!(says.contains("interrupted at step 3"), "{says}");
 }
 
 /// Not a test: what [`interrupted`] runs.
@@ -234,12 +318,14 @@ fn a_program_that_is_interrupted() {
     let Some(dir) = std::env::var_os("RUN_DIR") else { return };
     let times: u32 = std::env::var("TIMES").unwrap().parse().unwrap();
     let dir = format!("--run-dir={}", Path::new(&dir).display());
-    let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=1000000000", &dir];
+    let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=1000000000", "--checkpoint-every=0", &dir];
     let args: Args = cli::parse_from(argv.map(Into::into)).unwrap();
     let mut run = Run::start("toy", &args.run, &args).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    for _ in 0..times {
-        let kill = format!("kill -INT {}", std::process::id());
+    let hangups: u32 = std::env::var("HANGUPS").map_or(0, |number| number.parse().unwrap());
+    let signals = (0..hangups).map(|_| "HUP").chain((0..times).map(|_| "INT"));
+    for signal in signals {
+        let kill = format!("kill -{signal} {}", std::process::id());
         assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
     }
     let mut state = 7_u64;

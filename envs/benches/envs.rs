@@ -31,7 +31,9 @@ fn measure(bencher: Bencher, id: &str, num_envs: usize) -> Result<()> {
         match &envs.spec().action_space {
             Space::Discrete { n } => indices.push(rng.random_range(0..*n as u32)),
             Space::Box { low, high, .. } => {
-                numbers.extend(low.iter().zip(high).map(|(low, high)| rng.random_range(*low..=*high)));
+                numbers.extend(
+                    low.iter().zip(high).map(|(low, high)| rng.random_range(low.max(-10.0)..=high.min(10.0))),
+                );
             }
             space @ Space::Tuple(_) => return invalid(format!("{id}: no actions are drawn from {space}")),
         }

@@ -101,7 +101,7 @@ impl Spec {
     }
 
     /// Sizes `(observation_dim, action_dim)` for an algorithm that wants vector observations and
-    /// bounded continuous actions; refuses other spaces, naming `algorithm`.
+    /// continuous actions, bounded or not ([`Spec::action_range`] refuses the latter); refuses other spaces, naming `algorithm`.
     pub fn box_to_box(&self, algorithm: &str) -> Result<(usize, usize)> {
         match (&self.observation_space, &self.action_space) {
             (Space::Box { .. }, Space::Box { .. }) => {
@@ -126,6 +126,18 @@ impl Spec {
         }
         let wants = "images, Box([height, width, channels]) from 0 to one finite bound, and Discrete actions";
         self.refuse(algorithm, wants)
+    }
+
+    /// As [`Spec::box_to_discrete`], for an algorithm that flattens observations but looks at those of
+    /// three dimensions through a convolution of 3 × 3; refuses three that are no such image.
+    pub fn box_or_image_to_discrete(&self, algorithm: &str) -> Result<(usize, usize)> {
+        if let [height, width, _] = self.observation_space.shape()[..] {
+            self.image_to_discrete(algorithm)?;
+            if height.min(width) < 3 {
+                return self.refuse(algorithm, "images of 3 x 3 or more and Discrete actions");
+            }
+        }
+        self.box_to_discrete(algorithm)
     }
 
     /// Sizes `(num_states, num_actions)` for a tabular algorithm; refuses other spaces, naming
@@ -234,6 +246,9 @@ pub trait Env: Send {
     /// Begins an episode.
     fn reset(&mut self, rng: &mut Rng) -> Result<()>;
 
+    /// Forgets what outlasts an episode, as if just made; to be followed by [`Env::reset`].
+    fn forget(&mut self) {}
+
     /// Advances by one action. After `terminated` or `truncated` the caller resets.
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step>;
 
@@ -266,6 +281,9 @@ impl<E: Env + ?Sized> Env for Box<E> {
     }
     fn reset(&mut self, rng: &mut Rng) -> Result<()> {
         (**self).reset(rng)
+    }
+    fn forget(&mut self) {
+        (**self).forget();
     }
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         (**self).step(action, rng)

@@ -43,13 +43,20 @@ impl Space {
         }
     }
 
-    /// Moves each number of `values`, `[n, size]` flattened, to the nearest one within the bounds.
+    /// Moves each number of `values`, `[n, size]` flattened, to the nearest one within the bounds; NaN stays.
     /// Spaces without bounds leave them as they are.
     pub fn clip(&self, values: &mut [f32]) {
         if let Space::Box { low, high, .. } = self {
             for row in values.chunks_mut(low.len().max(1)) {
                 for ((value, low), high) in row.iter_mut().zip(low).zip(high) {
-                    *value = value.max(*low).min(*high);
+                    // Not max and min, which turn NaN into a bound: `VecEnv` refuses it.
+                    *value = if *value < *low {
+                        *low
+                    } else if *value > *high {
+                        *high
+                    } else {
+                        *value
+                    };
                 }
             }
         }
@@ -114,5 +121,8 @@ mod tests {
         assert!(values.chunks(3).all(|row| space.contains(row)));
         Space::Discrete { n: 2 }.clip(&mut values);
         assert_eq!(values[1], 5.0);
+        values[0] = f32::NAN;
+        space.clip(&mut values);
+        assert!(values[0].is_nan());
     }
 }

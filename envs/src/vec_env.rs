@@ -96,7 +96,7 @@ pub(crate) fn refuse_not_finite(
     anyhow::bail!("{id}: {what} of environment {} is {number}, {length} steps into its episode", first + env)
 }
 
-/// Everything in a [`VecEnv`] that changes.
+/// Everything in a [`VecEnv`] that the next step depends on; results of the last step are not kept.
 #[derive(Default, Serialize, Deserialize)]
 pub struct Snapshot {
     states: Vec<State>,
@@ -196,7 +196,7 @@ impl VecEnv {
         Ok(this)
     }
 
-    /// Begins new episodes everywhere, from `seed`.
+    /// Begins new episodes everywhere, from `seed` alone: whatever was played before is forgotten.
     pub fn reset(&mut self, seed: u64) -> Result<()> {
         self.rngs = (0..self.num_envs as u64).map(|i| rng(seed, i)).collect();
         let dim = self.observation_dim();
@@ -205,6 +205,7 @@ impl VecEnv {
                 for ((env, rng), observation) in
                     envs.iter_mut().zip(&mut self.rngs).zip(self.observations.chunks_exact_mut(dim))
                 {
+                    env.forget();
                     env.reset(rng)?;
                     env.observe(observation);
                 }
@@ -273,7 +274,6 @@ impl VecEnv {
         // One such number would spread from a replay buffer through all parameters.
         refuse_not_finite(&self.spec.id, "an observation", &self.final_observations, 0, &self.lengths)?;
         refuse_not_finite(&self.spec.id, "a reward", &self.rewards, 0, &self.lengths)?;
-        refuse_not_finite(&self.spec.id, RESET, &self.observations, 0, &self.lengths)?;
         for i in 0..self.num_envs {
             if self.terminated[i] || self.truncated[i] {
                 self.episodes.push(Episode {
@@ -283,7 +283,7 @@ impl VecEnv {
                 });
             }
         }
-        Ok(())
+        refuse_not_finite(&self.spec.id, RESET, &self.observations, 0, &self.lengths)
     }
 
     fn check(&self, actions: Actions<'_>) -> Result<()> {
@@ -382,12 +382,12 @@ impl VecEnv {
         match &self.backend {
             Backend::Native(envs) => envs[index].state(),
             Backend::Gymnasium(_) => {
-                invalid(format!("--env-id gym:{}: its state cannot be read for planning", self.spec.id))
+                invalid(format!("--env-id {}: its state cannot be read for planning", self.spec.id))
             }
         }
     }
 
-    /// Everything that changes, for a checkpoint.
+    /// Everything that the next step depends on, for a checkpoint.
     pub fn snapshot(&self) -> Result<Snapshot> {
         let (states, bridge) = match &self.backend {
             Backend::Native(envs) => (envs.iter().map(|env| env.state()).collect::<Result<_>>()?, Vec::new()),
@@ -406,7 +406,7 @@ impl VecEnv {
     /// Takes on what [`VecEnv::snapshot`] gave.
     ///
     /// # Errors
-    /// A snapshot of another environment or another number of environments.
+    /// A snapshot of another size or another number of environments.
     pub fn restore(&mut self, snapshot: &Snapshot) -> Result<()> {
         let n = self.num_envs;
         if snapshot.rngs.len() != n

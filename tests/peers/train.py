@@ -23,48 +23,48 @@ else:
 from stable_baselines3.common.env_util import make_vec_env
 
 
-def ppo():
-    """4 environments of 128 steps, 4 epochs of 4 minibatches; the layers of 64 are tanh by default."""
+def on_policy(policy, env, batch_size, policy_kwargs):
+    """Rollouts of 128 steps, 4 epochs of 4 minibatches."""
     return algorithms.PPO(
-        "MlpPolicy",
-        make_vec_env("CartPole-v1", n_envs=4),
-        n_steps=128,
-        batch_size=128,
-        n_epochs=4,
-        policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [64, 64]}},
+        policy, env, n_steps=128, n_epochs=4, batch_size=batch_size, policy_kwargs=policy_kwargs, **options
+    )
+
+
+def ppo():
+    """4 environments; the layers of 64 are tanh by default."""
+    net_arch = {"pi": [64, 64], "vf": [64, 64]}
+    return on_policy("MlpPolicy", make_vec_env("CartPole-v1", n_envs=4), 128, {"net_arch": net_arch})
+
+
+def q_learning(policy, env, **sizes):
+    """A constant share of actions is random."""
+    return algorithms.DQN(
+        policy,
+        env,
+        gradient_steps=1,
+        learning_starts=100,
+        exploration_initial_eps=0.05,
+        exploration_final_eps=0.05,
+        **sizes,
         **options,
     )
 
 
 def dqn():
-    """An update of 128 transitions every step; a constant share of actions is random."""
-    return algorithms.DQN(
+    """An update of 128 transitions every step."""
+    return q_learning(
         "MlpPolicy",
         make_vec_env("CartPole-v1", n_envs=1),
         batch_size=128,
         train_freq=1,
-        gradient_steps=1,
-        learning_starts=100,
         target_update_interval=500,
-        exploration_initial_eps=0.05,
-        exploration_final_eps=0.05,
         policy_kwargs={"net_arch": [120, 84]},
-        **options,
     )
 
 
 def sac():
     """An update of 256 transitions every step."""
-    return algorithms.SAC(
-        "MlpPolicy",
-        make_vec_env("Pendulum-v1", n_envs=1),
-        batch_size=256,
-        train_freq=1,
-        gradient_steps=1,
-        learning_starts=100,
-        policy_kwargs={"net_arch": [256, 256]},
-        **options,
-    )
+    return algorithms.SAC("MlpPolicy", **off_policy())
 
 
 def td3():
@@ -103,23 +103,12 @@ def pong(n_envs):
 
 def pong_dqn():
     """The network of the Nature paper, which is CnnPolicy's; an update of 32 transitions every fourth step."""
-    return algorithms.DQN(
-        "CnnPolicy",
-        pong(1),
-        batch_size=32,
-        train_freq=4,
-        gradient_steps=1,
-        learning_starts=100,
-        buffer_size=10_000,
-        target_update_interval=1000,
-        exploration_initial_eps=0.05,
-        exploration_final_eps=0.05,
-        **options,
-    )
+    sizes = {"batch_size": 32, "train_freq": 4, "buffer_size": 10_000, "target_update_interval": 1000}
+    return q_learning("CnnPolicy", pong(1), **sizes)
 
 
 def pong_ppo():
-    """8 environments of 128 steps, 4 epochs of 4 minibatches; actor and critic see with a convolution each."""
+    """8 environments; actor and critic see with a convolution each."""
     from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
     class Convolution(BaseFeaturesExtractor):
@@ -131,20 +120,13 @@ def pong_ppo():
         def forward(self, pixels):
             return self.layers(pixels)
 
-    return algorithms.PPO(
-        "CnnPolicy",
-        pong(8),
-        n_steps=128,
-        batch_size=256,
-        n_epochs=4,
-        policy_kwargs={
-            "features_extractor_class": Convolution,
-            "share_features_extractor": False,
-            "activation_fn": torch.nn.Tanh,
-            "net_arch": [128],
-        },
-        **options,
-    )
+    network = {
+        "features_extractor_class": Convolution,
+        "share_features_extractor": False,
+        "activation_fn": torch.nn.Tanh,
+        "net_arch": [128],
+    }
+    return on_policy("CnnPolicy", pong(8), 256, network)
 
 
 workloads = {

@@ -639,6 +639,7 @@ impl Figure {
             env_id: line.env_id.clone(),
             steps: line.steps,
             args: args.to_vec(),
+            seeds: self.seeds as usize,
             config: None,
             variant: variant(args),
             measures: Vec::new(),
@@ -764,9 +765,12 @@ impl Figure {
             .zip(numbers)
             .map(|(line, numbers)| {
                 let shown = |y: &f64| (y + line.plus.unwrap_or(self.plus)) * self.times;
-                let shown = |ys: &[f64]| ys.iter().map(shown).collect();
+                let shown = |ys: &[f64]| -> Vec<f64> { ys.iter().map(shown).collect() };
                 let Numbered { xs, mean, low, high, .. } = numbers;
-                let (mean, low, high) = (shown(mean), shown(low), shown(high));
+                let (mean, mut low, mut high) = (shown(mean), shown(low), shown(high));
+                if self.has_many_lines() {
+                    (low, high) = (mean.clone(), mean.clone());
+                }
                 Curve { label: line.label.clone(), xs: xs.clone(), mean, low, high }
             })
             .collect();
@@ -819,10 +823,16 @@ impl Figure {
         chart.draw(path)
     }
 
+    /// So many that bands would hide each other, and are left out.
+    fn has_many_lines(&self) -> bool {
+        self.line.len() > 8
+    }
+
     /// What lines and bands are.
     fn note(&self) -> String {
         let exact = self.is_swept() || !self.smooth || self.line.iter().any(|line| line.table.is_some());
         match (self.seeds, exact) {
+            (seeds, _) if self.has_many_lines() && self.heatmap.is_none() => format!("mean of {seeds} seeds"),
             (1, true) => "one run".into(),
             (1, false) => "one seed; shaded: from the 10% to the 90% quantile of what is averaged".into(),
             (seeds, _) => format!("mean of {seeds} seeds; shaded: its 95% bootstrap interval"),
@@ -1307,6 +1317,17 @@ mod tests {
         assert!(table.contains("| B | 2 | ") && table.contains("| 80 % |"), "{table}");
         let compared = OVER_STEPS.replace("title", "compared = true\ntitle");
         assert!(parsed(&compared).unwrap()[0].compared);
+        let of_error = compared.replace("title", "error_of = 2\ntitle");
+        assert!(parsed(&of_error).unwrap_err().contains("`error_of`"));
+        // Numbers from before it was compared are no reason to fail.
+        let folder = tempfile::tempdir().unwrap();
+        let numbers = r#"{"config_digest": "", "source_digest": "", "seeds": 1, "cpu": "", "wall_seconds": 0,
+            "lines": [{"label": "A", "xs": [], "mean": [], "low": [], "high": []}]}"#;
+        std::fs::write(folder.path().join("steps.json"), numbers).unwrap();
+        std::fs::write(folder.path().join("steps.png"), "").unwrap();
+        assert!(Numbers::read(folder.path(), "steps").is_ok());
+        let page = page(&parsed(&compared).unwrap(), folder.path());
+        assert!(page.contains("steps.png") && !page.contains("interquartile"), "{page}");
         let swept = SWEPT.replace("title", "compared = true\n        title");
         assert!(parsed(&swept).unwrap_err().contains("`compared`"));
     }

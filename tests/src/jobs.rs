@@ -46,6 +46,8 @@ pub struct Entry {
     pub steps: usize,
     /// Further flags.
     pub args: Vec<String>,
+    /// How many seeds it is run with where nobody says.
+    pub seeds: usize,
     /// The file that has all of these, from the project's root, if one has.
     pub config: Option<String>,
     /// A name for these flags; empty where there are none.
@@ -75,6 +77,13 @@ pub struct Measure {
     pub floor_reason: String,
     /// What it is compared with.
     pub reference: Option<Reference>,
+}
+
+impl Measure {
+    /// Whether it is on the scale of a learning curve.
+    pub fn is_return(&self) -> bool {
+        self.metric.ends_with("episodic_return")
+    }
 }
 
 /// Everything to be run in `tier`, by family and algorithm.
@@ -110,7 +119,10 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
                     && (&other.args, other.steps) == (&entry.args, entry.steps)
             });
             match same {
-                Some(other) => other.measures.push(measure),
+                Some(other) => {
+                    other.seeds = other.seeds.max(entry.seeds.len());
+                    other.measures.push(measure);
+                }
                 None => entries.push(Entry {
                     tier,
                     family: thresholds.family.clone(),
@@ -126,6 +138,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
                     env_id: entry.env_id,
                     steps: entry.steps,
                     args: entry.args,
+                    seeds: entry.seeds.len(),
                     measures: vec![measure],
                     curves: Vec::new(),
                 }),

@@ -440,7 +440,8 @@ pub fn resumes(binary: &str, args: &[&str]) {
     // The first checkpoint is from before training.
     let killed = killer.kill_at(&Moment { checkpoints: 2, writing: false, polls: 0 });
     assert!(killed, "the run ended before it was killed");
-    killer.ends_as_if_never_killed();
+    killer.let_end();
+    killer.ended_as_if_never_killed();
 }
 
 /// Checks exact resume at any moment: runs are killed `kills` times in all, at random moments,
@@ -458,12 +459,13 @@ pub fn survives_kills(binary: &str, args: &[&str], kills: usize, seed: u64) {
             in_writing += usize::from(killer.partial().exists());
         } else {
             // It was faster than the moment that was meant for it.
-            killer.ends_as_if_never_killed();
+            killer.ended_as_if_never_killed();
             killer.begin_anew();
             runs += 1;
         }
     }
-    killer.ends_as_if_never_killed();
+    killer.let_end();
+    killer.ended_as_if_never_killed();
     println!("{survived} kills over {} runs, {in_writing} while a checkpoint was written", runs + 1);
 }
 
@@ -575,16 +577,16 @@ impl<'a> Killer<'a> {
         !child.wait().unwrap_or_else(|error| panic!("{error}")).success()
     }
 
-    /// Lets the run end, if it has not, and compares it with the undisturbed one.
-    fn ends_as_if_never_killed(&mut self) {
-        let results = match self.run_dir.join("summary.json").exists() {
-            true => Results::read(&self.run_dir),
-            false => {
-                let flags = self.flags();
-                let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-                finish(self.binary, &flags, &self.run_dir)
-            }
-        };
+    /// Resumes the run, or begins it if it has no checkpoint yet, and lets it end.
+    fn let_end(&mut self) {
+        let flags = self.flags();
+        let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+        finish(self.binary, &flags, &self.run_dir);
+    }
+
+    /// Compares the run, which has ended, with the undisturbed one.
+    fn ended_as_if_never_killed(&self) {
+        let results = Results::read(&self.run_dir);
         results.assert_equal(&self.undisturbed, "killed and resumed, against undisturbed");
         let names = std::fs::read_dir(&self.run_dir).unwrap_or_else(|error| panic!("{error}"));
         let left = names.flatten().find(|entry| entry.file_name().to_string_lossy().starts_with('.'));

@@ -139,8 +139,8 @@ fn write_curves(folder: &Path, rows: &[&Row]) -> Result<()> {
         write_atomically(&folder.join(file("csv")), csv.as_bytes())?;
 
         // The line is drawn for the first measure that is on the curve's scale.
-        let is_return = |measure: &&Measure| measure.metric.ends_with("episodic_return");
-        let reference = entry.measures.iter().find(is_return).and_then(|m| m.reference.as_ref());
+        let of_return = entry.measures.iter().find(|measure| measure.is_return());
+        let reference = of_return.and_then(|measure| measure.reference.as_ref());
         let variant = if entry.variant.is_empty() { String::new() } else { format!(", {}", entry.variant) };
         learning_curves(
             &folder.join(file("png")),
@@ -162,8 +162,10 @@ fn write_curves(folder: &Path, rows: &[&Row]) -> Result<()> {
 }
 
 impl Row {
+    /// Curves are of the episodic return: there is none where nothing that is measured is a return.
     fn has_curve(&self) -> bool {
-        self.seeds.iter().any(|seed| !seed.curve.steps.is_empty())
+        self.entry.measures.iter().any(Measure::is_return)
+            && self.seeds.iter().any(|seed| !seed.curve.steps.is_empty())
     }
 
     /// Of the measure with this index, a value a seed.
@@ -171,11 +173,15 @@ impl Row {
         self.seeds.iter().filter_map(|seed| Some(seed.values.get(index)?.value)).collect()
     }
 
-    /// `mean ± standard deviation` of the measure with this index.
+    /// `mean ± standard deviation` of the measure with this index; one seed has no deviation.
     fn result(&self, index: usize) -> String {
         let values = self.values(index);
         let decimals = decimals(mean(&values));
-        format!("{:.decimals$} ± {:.decimals$}", mean(&values), variance(&values).sqrt())
+        let mut text = format!("{:.decimals$}", mean(&values));
+        if values.len() > 1 {
+            text += &format!(" ± {:.decimals$}", variance(&values).sqrt());
+        }
+        text
     }
 
     fn seconds(&self) -> String {
@@ -261,6 +267,10 @@ fn environment(entry: &Entry) -> String {
     if variant.is_empty() { env_id.clone() } else { format!("{env_id} ({variant})") }
 }
 
+/// What the tables' last columns are.
+const SECONDS: &str = "Seconds: training time of one seed, on one thread (`a3c`, `async_q`, `d4pg`, `es`, `gorila`, \
+                       `impala`: of all their workers' threads), beside as many runs as there are cores.";
+
 /// `results/README.md`: a table for each family.
 fn overview(rows: &[Row]) -> Result<String> {
     let cpus: BTreeSet<&str> = rows.iter().flat_map(|row| &row.seeds).map(|seed| seed.cpu.as_str()).collect();
@@ -271,9 +281,10 @@ fn overview(rows: &[Row]) -> Result<String> {
          `cargo run -p regression -- run` makes. Each algorithm has a page with its curves, the sources of what it \
          is compared with, its flags and its deviations from the paper.\n\n\
          Result: mean ± standard deviation over seeds of the evaluation after training (mean return of 100 \
-         episodes) or, where it says so, of the training return, exploration included, over the last episodes. \
-         Compared with: what the learning test demands of the median (≥, ≤, =), or a published result. Seconds: \
-         training time of one seed on one thread. Measured on: {}.\n",
+         episodes) or, where it says so, of another measure, such as the training return, exploration included, \
+         over the last episodes (in a short run of long episodes, most of it). Compared with: what the learning \
+         test demands of the median (≥, ≤, =), which a mean may miss where the median does not, or a published \
+         result. {SECONDS} Measured on: {}.\n",
         cpus.join("; ")
     );
     for (family, algorithms) in by_family(rows) {
@@ -372,8 +383,9 @@ fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
         page += "```\n";
         let curves: Vec<&&&Row> = rows.iter().filter(|row| row.has_curve()).collect();
         if !curves.is_empty() {
-            page += "\nMean over seeds with the 95 % bootstrap interval of that mean; the numbers are in \
-                     files of the same name ending in `.csv`.\n\n";
+            page += "\nMean over seeds with the 95 % bootstrap interval of that mean, of a single seed with the 10 to \
+                     90 % quantiles of its episodes; the numbers are in files of the same name ending in \
+                     `.csv`.\n\n";
         }
         for row in curves {
             let alt = format!("{} on {}: {}", algorithm, environment(&row.entry), row.result(0));
@@ -480,7 +492,7 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
     };
     let link = |file: String| folder.join(file).to_string_lossy().replace('\\', "/");
 
-    let mut table = "| algorithm | environment | steps | return | required | seconds |\n\
+    let mut table = "| algorithm | environment | steps | result | required | seconds |\n\
                      |---|---|---:|---:|---:|---:|\n"
         .to_string();
     for (family, algorithms) in by_family(rows) {
@@ -494,8 +506,12 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
             let with = |metric: &str| of_it().find(|(_, _, measure)| measure.metric == metric);
             let chosen = with("eval/episodic_return").or_else(|| with("charts/episodic_return"));
             let Some((row, index, measure)) = chosen.or_else(|| of_it().next()) else { continue };
+            let what = match measure.metric.as_str() {
+                "eval/episodic_return" => String::new(),
+                _ => format!(" ({})", describe(measure)),
+            };
             table += &format!(
-                "| [{}](algorithms/{algorithm}/src/main.rs) | {} | {} | [{}]({}) | {} | {} |\n",
+                "| [{}](algorithms/{algorithm}/src/main.rs) | {} | {} | [{}]({}){what} | {} | {} |\n",
                 title(algorithm)?,
                 environment(&row.entry),
                 thousands(row.entry.steps),
@@ -508,10 +524,10 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
     }
     let all = link("README.md".into());
     table += &format!(
-        "\nReturn: mean ± standard deviation over seeds, of the evaluation after training or, where there is \
-         none, of the training return; it leads to the algorithm's page with all of its results, curves and \
-         deviations from the paper. Required: what the learning test demands of the median. Seconds: training \
-         time of one seed, one thread. [{all}]({all}) has everything on one page.\n"
+        "\nResult: mean ± standard deviation over seeds, of the evaluation after training or, where it says so, \
+         of another measure; it leads to the algorithm's page with all of its results, curves and deviations \
+         from the paper. Required: what the learning test demands of the median, which a mean may miss where the \
+         median does not. {SECONDS} [{all}]({all}) has everything on one page.\n"
     );
     Ok(format!("{}{table}{}", &text[..start + first.len()], &text[end..]))
 }

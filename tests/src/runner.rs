@@ -43,9 +43,9 @@ pub struct RunnerArgs {
     /// Which list of jobs
     #[arg(long, value_enum, default_value = "test")]
     tier: Tier,
-    /// Seeds of each job
-    #[arg(long, default_value_t = 5, value_parser = positive)]
-    seeds: usize,
+    /// Seeds of each job [default: as many as its learning test takes; 5 of a benchmark]
+    #[arg(long, value_parser = positive)]
+    seeds: Option<usize>,
     /// The first seed; the others follow
     #[arg(long, default_value_t = 1)]
     first_seed: u64,
@@ -247,12 +247,15 @@ fn progress(stderr: &str) -> Option<(u64, String)> {
 /// As [`train`], and a tier that lacks an algorithm.
 pub fn run(args: RunnerArgs) -> Result<()> {
     let entries = jobs::select(jobs::entries(args.tier)?, args.tier, &args.algorithms)?;
-    let Some(last_seed) = args.first_seed.checked_add(args.seeds as u64 - 1) else {
-        return invalid(format!("--first-seed {}: leaves no room for {} seeds", args.first_seed, args.seeds));
+    let first = args.first_seed;
+    let training = |entry: Entry| {
+        let count = args.seeds.unwrap_or(entry.seeds);
+        let Some(last) = first.checked_add(count as u64 - 1) else {
+            return invalid(format!("--first-seed {first}: leaves no room for {count} seeds"));
+        };
+        Ok(Training { place: result::place(&entry), seeds: (first..=last).collect(), entry })
     };
-    let seeds: Vec<u64> = (args.first_seed..=last_seed).collect();
-    let training = |entry| Training { place: result::place(&entry), seeds: seeds.clone(), entry };
-    let trainings: Vec<Training> = entries.into_iter().map(training).collect();
+    let trainings: Vec<Training> = entries.into_iter().map(training).collect::<Result<_>>()?;
     train(&trainings, args.shard, &args.pool)
 }
 
@@ -325,10 +328,9 @@ pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()
         None if algorithms.is_empty() => Programs::new(),
         None => programs::build(algorithms)?,
     };
-    let handled = ctrlc::set_handler(|| {
+    common::take_over(|| {
         INTERRUPTS.fetch_add(1, Ordering::Relaxed);
-    });
-    handled.context("installing the Ctrl-C handler")?;
+    })?;
 
     let parallel = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let mut pool = Pool::new(todo, parallel, done, &results);

@@ -318,7 +318,10 @@ mod tests {
         let mut flags = entry_of.args.clone();
         flags.sort();
         assert_eq!(flags, ["--anneal-lr=false", "--hidden-sizes=3,4", "--tau=0.5"]);
+        let seeded = format!("{text}seed = 3\n");
+        std::fs::write(folder.path().join("S.toml"), seeded).unwrap();
         for (text, mention) in [
+            (entry.replace("\"Y\"", "\"S\""), "`seed` is the runner's"),
             (format!("{entry}steps = 3\n"), "in the file of `config`"),
             (entry.replace("\"Y\"", "\"Z\""), "Z.toml"),
             (entry.replace("config = \"Y\"\n", ""), "needs `env_id` and `steps`"),

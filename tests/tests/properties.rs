@@ -7,6 +7,7 @@ use envs::{Action, Env, Registration, Rng, Space, State, rng};
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use rand::RngExt;
+use std::io::Write as _;
 
 /// Episodes without a time limit are followed for this many steps.
 const STEPS: u32 = 1000;
@@ -21,7 +22,7 @@ fn for_each_environment(check: impl Fn(&Registration, Box<dyn Env>)) {
                 checked += 1;
             }
             Err(error) if is_mujoco(&entry) && !mujoco_is_required() => {
-                println!("SKIPPED {}: {error:#}", entry.id);
+                let _ = writeln!(std::io::stderr(), "SKIPPED {}: {error:#}", entry.id);
             }
             Err(error) => panic!("{}: {error:#}", entry.id),
         }

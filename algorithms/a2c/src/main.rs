@@ -1,8 +1,8 @@
 //! # Advantage actor-critic (A2C)
 //!
 //! Mnih, Puigdomènech Badia, Mirza et al. (2016), "Asynchronous methods for deep reinforcement learning",
-//! arXiv:1602.01783, in the synchronous form of OpenAI's baselines (Wu, Mansimov, Liao, Radford & Schulman
-//! 2017, arXiv:1708.05144 and "OpenAI Baselines: ACKTR & A2C").
+//! arXiv:1602.01783, in the synchronous form of OpenAI's baselines (Wu, Mansimov, Liao, Grosse & Ba 2017,
+//! arXiv:1708.05144, and the post "OpenAI Baselines: ACKTR & A2C").
 //!
 //! The policy gradient needs an estimate of what each action was worth, and the return of the episode is a
 //! noisy one that comes late. A2C takes the few rewards that follow, and then a critic's value of the
@@ -10,7 +10,7 @@
 //! (`a3c`) gathers from many workers into one, from one and the same policy.
 //!
 //! ```text
-//! R_t = r_t + γ R_{t+1}        the last one from V(s_n); 0 after termination, V(s_{t+1}) after truncation
+//! R_t = r_t + γ R_{t+1},   R_n = V(s_n)     R_{t+1} is 0 after termination, V(s_{t+1}) after truncation
 //! A_t = R_t − V(s_t)
 //!
 //! L(θ) = −E_t[ A_t ln π_θ(a_t|s_t) ]          the policy, its weights constant
@@ -27,12 +27,12 @@
 //!
 //! θ follows the clipped gradient g by RMSProp, `v ← α v + (1 − α) g²`, `θ ← θ − η g / (√v + ε)`. There are
 //! two of these: as here, and as PyTorch has it, ε = 1e-5 stands beside the root and v begins with 0;
-//! OpenAI's program is written with TensorFlow's, where ε stands within the root and v begins with 1. The
-//! first steps of the one are ten times η, those of the other small.
+//! OpenAI's program is written with TensorFlow's, where ε stands within the root, as in the paper, and v
+//! begins with 1. The first steps of the one are ten times η, those of the other small.
 //!
-//! Deviations from the paper: the workers are synchronous, losses are means, policy and critic are two
-//! small networks, and gradients are clipped to a norm, as in OpenAI's program. Our own: an n-step return
-//! looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), where the others' end.
+//! Deviations from the paper: the workers are synchronous, losses are means, and gradients are clipped to a
+//! norm, as in OpenAI's program. Our own: policy and critic are two small networks, where theirs share layers,
+//! and an n-step return looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), where the others' end.
 //!
 //! Run `cargo run -p a2c`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in two seconds.
@@ -147,7 +147,9 @@ impl Policy {
     /// ln π_θ(a|s), `[batch]`.
     fn log_prob(&self, actions: &[f32]) -> Result<Tensor> {
         match self {
-            Policy::Softmax(categorical) => Ok(categorical.log_prob(&indices(actions)?)?),
+            Policy::Softmax(categorical) => {
+                Ok(categorical.log_prob(&Tensor::new(indices(actions), &Device::Cpu)?)?)
+            }
             Policy::Gaussian { mean, log_std } => {
                 let actions = Tensor::from_slice(actions, mean.shape(), mean.device())?;
                 // ln N(a; μ, σ²) = Σ_j [ −½ ((a_j − μ_j) / σ_j)² − ln σ_j − ½ ln 2π ]
@@ -169,9 +171,8 @@ impl Policy {
 }
 
 /// Actions that are indices, as [`Policy`] has them, as indices, `[batch]`.
-fn indices(actions: &[f32]) -> Result<Tensor> {
-    let indices: Vec<u32> = actions.iter().map(|&action| action as u32).collect();
-    Ok(Tensor::new(indices, &Device::Cpu)?)
+fn indices(actions: &[f32]) -> Vec<u32> {
+    actions.iter().map(|&action| action as u32).collect()
 }
 
 /// What happened in `num_steps` steps of each environment. Every column is `[num_steps, num_envs]`,
@@ -305,7 +306,7 @@ impl A2c {
     /// Steps `envs` by actions as the policy has them.
     fn step(&self, envs: &mut VecEnv, actions: &[f32]) -> Result<()> {
         match &self.action_space {
-            Space::Discrete { .. } => envs.step(&indices(actions)?.to_vec1::<u32>()?),
+            Space::Discrete { .. } => envs.step(&indices(actions)),
             // Easy to miss: the environment gets the action clipped to its bounds, but what is stored is
             // the action as drawn. Only that has a density: all that lies beyond a bound falls on it.
             space => {
@@ -408,7 +409,7 @@ fn train(args: Args) -> Result<()> {
     run.save_or_load_model(&mut a2c.parameters)?;
     match a2c.action_space {
         Space::Discrete { .. } => {
-            run.evaluate(|observations| Ok(indices(&a2c.act_greedily(observations)?)?.to_vec1::<u32>()?))?
+            run.evaluate(|observations| Ok(indices(&a2c.act_greedily(observations)?)))?
         }
         _ => run.evaluate(|observations| a2c.act_greedily(observations))?,
     };

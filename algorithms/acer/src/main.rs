@@ -26,12 +26,12 @@
 //! ```
 //!
 //! Each rollout is learned from once as it comes, where ρ = 1, and then n ~ Poisson(4) rollouts are replayed.
-//! Left open by the paper, and here as in OpenAI's baselines: the entropy bonus stands within g, before the
-//! projection; the gradients of both networks are clipped together. Deviations from the paper: environments in
-//! step with each other, replayed together, and one learner, in place of asynchronous ones, so that a run is the
-//! same each time; two small networks in place of one over images; means for sums; a falling step size;
-//! RMSProp's ε beside the root (see `a2c`); ln φ ends at φ = 1e-6, so that nothing is divided by 0; V of the
-//! last state follows where a time limit ended it.
+//! Deviations from the paper: environments in step with each other, replayed together, and one learner, in place
+//! of asynchronous ones, so that a run is the same each time; two small networks in place of one over images;
+//! means for sums; a falling step size; RMSProp's ε beside the root (see `a2c`); ln φ ends at φ = 1e-6, so that
+//! nothing is divided by 0; V of the last state follows where a time limit ended it. Left open by the paper, and
+//! here as in OpenAI's baselines: the entropy bonus stands within g, before the projection; the gradients of both
+//! networks are clipped together.
 //!
 //! Run `cargo run -p acer`: 475 (Gymnasium's threshold) or more on CartPole-v1, 300,000 steps, ten seconds.
 
@@ -166,7 +166,7 @@ impl Rollout {
     fn retrace(&self, of: [&Tensor; 4], args: &Args) -> Result<Vec<f32>> {
         let [q_taken, values, next_values, ratios] = of.map(|x| x.flatten_all()?.to_vec1::<f32>());
         let (q_taken, values, next_values, ratios) = (q_taken?, values?, next_values?, ratios?);
-        let (num_steps, num_envs, gamma) = (args.num_steps, args.num_envs, args.gamma as f32);
+        let (num_steps, num_envs) = (self.rewards.len() / args.num_envs, args.num_envs);
         let mut targets = vec![0.0; self.rewards.len()];
         let mut corrected = vec![0.0; num_envs]; // Q̄_{t+1} within an episode
         for t in (0..num_steps).rev() {
@@ -182,7 +182,7 @@ impl Rollout {
                     corrected[env]
                 };
                 // Q^ret_t = r_t + γ Q̄_{t+1}
-                targets[i] = self.rewards[i] + gamma * following;
+                targets[i] = self.rewards[i] + args.gamma as f32 * following;
                 // Q̄_t = min(1, ρ_t) ( Q^ret_t − Q(s_t, a_t) ) + V(s_t)
                 corrected[env] = ratios[i].min(1.0) * (targets[i] - q_taken[i]) + values[i];
             }
@@ -228,7 +228,7 @@ struct Losses {
     policy_loss: f32,     // of the truncated importance weights
     bias_correction: f32, // of what they left out
     entropy: f32,
-    approx_kl: f32,          // KL(π_θa ‖ π_θ)
+    average_kl: f32,         // KL(π_θa ‖ π_θ)
     trust_region_share: f32, // of the steps whose gradient was projected
     q_loss: f32,
 }
@@ -348,7 +348,7 @@ impl Acer {
             policy_loss: truncated.mean_all()?.neg()?.to_scalar()?,
             bias_correction: correction.mean_all()?.neg()?.to_scalar()?,
             entropy: entropy.mean_all()?.to_scalar()?,
-            approx_kl: kl.mean_all()?.to_scalar()?,
+            average_kl: kl.mean_all()?.to_scalar()?,
             trust_region_share: scale.gt(0.0)?.to_dtype(DType::F32)?.mean_all()?.to_scalar()?,
             ..Losses::default()
         };
@@ -425,7 +425,7 @@ fn train(args: Args) -> Result<()> {
         }
 
         // Learn from it once as it comes, on-policy, and n ~ Poisson(replay_ratio) times from the buffer.
-        let mut losses = acer.update(&rollout)?;
+        let mut losses = acer.update(&rollout)?; // logged are those of the last update
         buffer.store(rollout);
         let replays = if global_step > args.learning_starts { poisson.sample(&mut rng) } else { 0.0 };
         for _ in 0..replays as usize {
@@ -436,7 +436,7 @@ fn train(args: Args) -> Result<()> {
         run.log(global_step, "losses/policy_loss", losses.policy_loss)?;
         run.log(global_step, "losses/bias_correction", losses.bias_correction)?;
         run.log(global_step, "losses/entropy", losses.entropy)?;
-        run.log(global_step, "losses/approx_kl", losses.approx_kl)?;
+        run.log(global_step, "losses/average_kl", losses.average_kl)?;
         run.log(global_step, "losses/trust_region_share", losses.trust_region_share)?;
         run.log(global_step, "losses/q_loss", losses.q_loss)?;
     }

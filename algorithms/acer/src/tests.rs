@@ -106,7 +106,7 @@ fn recorded_update(name: &str) {
     recording.close("expected/projected", acer.projected_gradient(&of, &average).unwrap().0);
     let (average, log_probs) = (floats(&average), floats(&of.log_probs));
     let kl = sum(average.iter().zip(&log_probs).map(|(a, p)| a.exp() * (a - p))) / scale.len() as f32;
-    assert_relative_eq!(losses.approx_kl, kl, max_relative = 1e-4);
+    assert_relative_eq!(losses.average_kl, kl, max_relative = 1e-4);
 
     let (loss, _) = acer.loss(&rollout).unwrap();
     let of_actor = gradients(&acer.actor_parameters, &loss);
@@ -148,7 +148,7 @@ fn recorded_update_with_other_statistics() {
     let of = acer.estimates(&rollout).unwrap();
     let (g, losses) = acer.projected_gradient(&of, &of.log_probs).unwrap();
     assert_eq!(losses.trust_region_share, 0.0);
-    assert_abs_diff_eq!(losses.approx_kl, 0.0, epsilon = 1e-6);
+    assert_abs_diff_eq!(losses.average_kl, 0.0, epsilon = 1e-6);
     let probs = of.log_probs.exp().unwrap();
     let mean = (&probs * &g).unwrap().sum_keepdim(1).unwrap();
     let by_logits = (probs * g.broadcast_sub(&mean).unwrap()).unwrap();
@@ -263,7 +263,7 @@ fn a_probability_of_nothing_is_not_divided_by() {
         truncated: vec![false],
     };
     let losses = acer.update(&rollout).unwrap();
-    assert!([losses.policy_loss, losses.bias_correction, losses.approx_kl].iter().all(|x| x.is_finite()));
+    assert!([losses.policy_loss, losses.bias_correction, losses.average_kl].iter().all(|x| x.is_finite()));
     assert!(acer.actor_parameters.values().unwrap().iter().all(|x| x.is_finite()));
 }
 

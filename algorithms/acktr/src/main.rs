@@ -25,8 +25,8 @@
 //! W ← W − η u
 //! ```
 //!
-//! The actor's y are actions, y ~ π_θ(·|s). The critic is the mean of a Gaussian, y ~ N(V_θ(s), 1), whose F
-//! is that of Gauss and Newton. λ is a damping, of which κ gives each factor its share (π in the papers).
+//! The actor's y are actions, y ~ π_θ(·|s). The critic is the mean of a Gaussian, y ~ N(V_θ(s), 1), whose F is
+//! the Gauss-Newton matrix. λ is a damping, of which κ gives each factor its share (π in the papers).
 //!
 //! Deviations from the paper: policy and critic are two small networks, each with its own step size and δ
 //! (0.002, there 0.001; the critic's far larger, for values go up to 100); there is no momentum, and η_max

@@ -126,8 +126,15 @@ impl Features {
                 "--env-id {id}: --tilings {tilings} need bounded observations; --tilings 0 does not"
             ));
         }
-        let width = low.iter().zip(high).map(|(low, high)| (high - low) / args.tiles as f32).collect();
-        Ok(Self { tilings, tiles: args.tiles, low: low.clone(), width })
+        let (numbers, tiles) = (low.len(), args.tiles);
+        let all = (tiles + 1).checked_pow(numbers as u32).and_then(|grid| grid.checked_mul(tilings));
+        if tilings > 0 && all.is_none_or(|all| all > 1_000_000) {
+            return invalid(format!(
+                "--env-id {id}: {numbers} numbers are too many for --tilings {tilings} --tiles {tiles}"
+            ));
+        }
+        let width = low.iter().zip(high).map(|(low, high)| (high - low) / tiles as f32).collect();
+        Ok(Self { tilings, tiles, low: low.clone(), width })
     }
 
     /// Tiles in one grid: it is shifted by less than a tile, so that one more covers the space.
@@ -376,7 +383,9 @@ fn train(args: Args) -> Result<()> {
         let losses = learner.update(&Transition::last(observation, action[0], &envs))?;
         if global_step.is_multiple_of(100) {
             run.log(global_step, "charts/learning_rate", learner.actor.adam.learning_rate)?;
-            run.log(global_step, "charts/average_reward", learner.average_reward)?;
+            if args.average_reward {
+                run.log(global_step, "charts/average_reward", learner.average_reward)?;
+            }
             run.log(global_step, "losses/td_error", losses.td_error)?;
             run.log(global_step, "losses/policy_loss", losses.policy_loss)?;
             run.log(global_step, "losses/value_loss", losses.value_loss)?;

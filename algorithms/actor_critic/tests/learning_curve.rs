@@ -46,6 +46,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "SwingPendulum-v0"], &["SwingPendulum-v0", "Discrete actions"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--tilings", "8"], &["CartPole-v1", "--tilings 8", "bounded"]);
+    refuses(&["--env-id", "MinAtar/Breakout-v1", "--tilings", "4"], &["400 numbers", "too many"]);
     refuses(&["--optimizer", "lbfgs"], &["'lbfgs'", "--optimizer", "adam", "sgd"]);
     refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);

@@ -36,16 +36,14 @@
 //!     ∂ln π/∂θ_μ = (a − μ)/σ² x                 ∂ln π/∂θ_σ = ((a − μ)²/σ² − 1) x
 //! ```
 //!
-//! `--scale-score`, the default, multiplies the last line by σ², as Degris et al. do: their step sizes
-//! then need not shrink with σ.
+//! `--scale-score`, the default, multiplies the last line by σ² (Degris et al.): step sizes need not shrink with σ.
 //!
 //! The features x(s) are tiles: m grids lie over the state space, each shifted against the others, and a
 //! state lies in one tile of each; one more feature is always 1 (Sutton & Barto, section 9.5.4; grids
 //! shifted by odd multiples of a tile's m-th part). `--tilings 0` takes the observation itself.
 //!
-//! Deviations: traces begin anew where a time limit cuts an episode, and its last step bootstraps from
-//! the true final state; no factor I = γᵗ unless `--discount-gradient` asks for it (see reinforce);
-//! actions are clipped by the environment alone, their score is that of the number drawn.
+//! Deviations: a time limit ends the traces too, and its last step bootstraps from the true final state; I = γᵗ
+//! only with `--discount-gradient` (see reinforce); actions are clipped by the environment, not for the score.
 //!
 //! Run `cargo run -p actor_critic_traces`: swings a pendulum up whose motor is too weak to lift it, an
 //! average reward above 0.75 in the 50th episode, a return of 3750, after 250,000 steps in three seconds
@@ -77,10 +75,10 @@ struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     run: RunArgs,
-    /// Step size of the actor, α_θ, divided by the number of tilings and one
+    /// Step size of the actor, α_θ times one more than the number of tilings
     #[arg(long, default_value_t = 0.05, value_parser = cli::non_negative)]
     policy_lr: f64,
-    /// Step size of the critic, α_w, divided by the number of tilings and one
+    /// Step size of the critic, α_w times one more than the number of tilings
     #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     value_lr: f64,
     /// The continuing form: learn from rewards less their average, without a discount
@@ -110,11 +108,11 @@ struct Args {
     /// Tiles of a grid along each dimension of the observation
     #[arg(long, default_value_t = 10, value_parser = cli::positive)]
     tiles: usize,
-    /// First preferences for the actions of a softmax policy, for each feature the same [default: all 0]
+    /// First weights θ_a of each action's preference, for each feature the same [default: all 0]
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true, value_parser = cli::finite)]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     initial_preferences: Vec<f64>,
-    /// Evaluate the most probable actions; where the best policy is random, evaluate that
+    /// Evaluate the most probable actions; false draws from the policy, for tasks whose best policy is random
     #[arg(long, default_value_t = true)]
     greedy_eval: bool,
 }
@@ -129,20 +127,22 @@ struct Features {
 
 impl Features {
     fn new(space: &Space, args: &Args) -> Result<Self> {
-        let (id, tilings) = (&args.run.env_id, args.tilings);
+        let (tilings, tiles) = (args.tilings, args.tiles);
+        let refuse = |why: String| invalid(format!("--env-id {}: {why}", args.run.env_id));
         let Space::Box { low, high, .. } = space else {
-            return invalid(format!(
-                "--env-id {id}: actor_critic_traces needs Box observations, not {space}"
-            ));
+            return refuse(format!("actor_critic_traces needs Box observations, not {space}"));
         };
         if tilings > 0 && low.iter().chain(high).any(|bound| !bound.is_finite()) {
-            return invalid(format!(
-                "--env-id {id}: --tilings {tilings} need bounded observations; --tilings 0 does not"
-            ));
+            return refuse(format!("--tilings {tilings} need bounded observations; --tilings 0 does not"));
+        }
+        let all = (tiles + 1).checked_pow(low.len() as u32).and_then(|grid| grid.checked_mul(tilings));
+        if tilings > 0 && all.is_none_or(|all| all > 10_000_000) {
+            let numbers = low.len();
+            return refuse(format!("{numbers} numbers are too many for --tilings {tilings} --tiles {tiles}"));
         }
         let low: Vec<f64> = low.iter().map(|&low| low.into()).collect();
         let widths = low.iter().zip(high).map(|(low, &high)| (f64::from(high) - low) / args.tiles as f64);
-        Ok(Self { tilings: args.tilings, tiles: args.tiles, width: widths.collect(), low })
+        Ok(Self { tilings, tiles, width: widths.collect(), low })
     }
 
     /// Tiles in one grid: it is shifted by less than a tile, so that one more covers the space.

@@ -48,6 +48,7 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(ACTOR_CRITIC, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "--tilings 10", "--tilings 0"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
+    refuses(&["--env-id", "MinAtar/Breakout-v1"], &["MinAtar/Breakout-v1", "400 numbers", "too many"]);
     refuses(&["--actor-lambda", "1.5"], &["'1.5'", "--actor-lambda", "0 to 1"]);
     refuses(&["--tiles", "0"], &["'0'", "--tiles", "at least 1"]);
     refuses(&["--initial-preferences", "1,2"], &["--initial-preferences", "2 numbers", "Box([1])"]);

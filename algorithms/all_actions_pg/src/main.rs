@@ -189,7 +189,7 @@ struct Batch {
 
 /// What one update found, before it moved the parameters.
 struct Losses {
-    policy_loss: f32, // minus what the estimate is the gradient of, without the bonus
+    policy_loss: f32, // minus the objective whose gradient the policy follows, without the bonus
     entropy: f32,
     qf_loss: f32,   // of the critic's first step
     qf_values: f32, // E[ Q_w(s, a) ]

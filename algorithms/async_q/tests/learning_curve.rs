@@ -43,8 +43,8 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(ASYNC_Q, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
-    refuses(&["--workers", "1"], &["--workers 1", "2, a server and a worker, to 256"]);
-    refuses(&["--workers", "257"], &["--workers 257", "to 256"]);
+    refuses(&["--workers", "1"], &["--workers 1", "at least 2, a server and a worker"]);
+    refuses(&["--workers", "257"], &["--workers 257", "at most 256"]);
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
     refuses(&["--rms-alpha", "2"], &["'2'", "--rms-alpha", "0 to 1"]);
     refuses(&["--rms-eps", "0"], &["'0'", "--rms-eps", "above 0"]);

@@ -19,10 +19,11 @@
 //!
 //! --critic mc      y_t = r_t + γ r_{t+1} + … to the episode's end                 no bias, the most variance
 //! --critic td      y_t = r_t + γ (1 − terminated) V_w(s_{t+1})                     the least, biased by V_w
-//! --critic n-step  y_t = r_t + … + γⁿ⁻¹ r_{t+n−1} + γⁿ V_w(s_{t+n}), and A_t = y_t − V_w(s_t) as well
+//! --critic n-step  y_t = r_t + … + γⁿ⁻¹ r_{t+n−1} + γⁿ V_w(s_{t+n});   A_t = y_t − V_w(s_t)
 //! ```
 //!
-//! Where an episode terminates sooner, there are fewer rewards and no value after them.
+//! Where an episode terminates sooner, there are fewer rewards and no value after them. In A_t everything is of
+//! the fitted critic, y_t's V_w(s_{t+n}) too.
 //!
 //! A discount may be meant in two ways. If rewards are really worth less the later they come, the gradient
 //! is E[ Σ_t γᵗ A_t ∇ln π_θ(a_t|s_t) ] (see `reinforce`; `--discount-gradient`): late decisions, too, count

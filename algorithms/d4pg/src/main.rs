@@ -21,8 +21,8 @@
 //! terminal; both gradients are of the parameters before the update, as in the paper's algorithm 1.
 //!
 //! Deviations from the paper:
-//! - actors and learner work in rounds, so that a run is the same each time: in each, an actor makes
-//!   num_steps steps with the θ from its beginning while the learner makes as many updates;
+//! - a run is the same each time: in rounds an actor makes num_steps steps with the θ of the round's beginning,
+//!   while the learner makes as many updates;
 //! - target networks are averages (the paper copies them at intervals), priorities cross-entropies, as in
 //!   `rainbow` (the paper leaves them open); networks, batches and buffer are small, step sizes and σ large;
 //! - noise is in units of c, as the paper's actions all lie in [-1, 1].
@@ -61,10 +61,10 @@ struct Args {
     /// Returns that a distribution consists of, N_atoms
     #[arg(long, default_value_t = 51, value_parser = cli::positive)]
     n_atoms: usize,
-    /// The smallest of them
+    /// Smallest of these returns; what lies below counts as it
     #[arg(long, default_value_t = -1000.0, value_parser = cli::finite)]
     v_min: f64,
-    /// The largest of them
+    /// Largest of these returns; what lies above counts as it
     #[arg(long, default_value_t = 0.0, value_parser = cli::finite)]
     v_max: f64,
     /// Steps whose rewards a target has, n
@@ -137,8 +137,7 @@ struct Networks {
 
 impl Networks {
     fn new(seed: u64, sizes: [usize; 3], args: &Args) -> Result<Self> {
-        let (device, parameters, target_parameters) =
-            (args.run.device()?, VarMap::new(seed), VarMap::new(seed));
+        let (device, [parameters, target_parameters]) = (args.run.device()?, [seed; 2].map(VarMap::new));
         let network = |parameters| Mlp::new(sizes, VarBuilder::from_varmap(parameters, DType::F32, &device));
         let (online, target) = (network(&parameters)?, network(&target_parameters)?); // equal: of one seed
         let optimizer = Adam::new(&parameters, args.learning_rate)?;
@@ -272,7 +271,7 @@ impl D4pg {
             let (terminated, truncated) = (envs.terminated()[0], envs.truncated()[0]);
             recent.push_back((observation, action, envs.rewards()[0]));
             // Easy to miss: an episode's end completes all of its last steps.
-            while recent.len() == n_step || terminated || truncated {
+            while recent.len() >= n_step || terminated || truncated {
                 // R_t = Σ_{m<k} γ^m r_{t+m}, from the last reward backwards
                 let sum = recent.iter().rfold(0.0, |sum, (_, _, r)| f64::from(*r) + gamma * sum);
                 let discount = if terminated { 0.0 } else { gamma.powi(recent.len() as i32) }; // γ^k, or 0
@@ -338,8 +337,7 @@ impl D4pg {
         // L(w) = E[ w_i H(Y_i, Z_w(x_i, a_i)) ]
         let loss = (Tensor::new(weights, self.support.device())? * &cross_entropies)?.mean_all()?;
         self.critic.optimizer.backward_step(&loss)?;
-        let q_values = self.means(&log_p)?.mean_all()?;
-        Ok((loss.to_scalar()?, q_values.to_scalar()?, cross_entropies.to_vec1()?))
+        Ok((loss.to_scalar()?, self.means(&log_p)?.mean_all()?.to_scalar()?, cross_entropies.to_vec1()?))
     }
 }
 
@@ -350,9 +348,7 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let Args { workers, n_atoms, v_min, v_max, .. } = args;
     if n_atoms < 2 || v_min >= v_max {
-        return invalid(format!(
-            "--n-atoms {n_atoms} --v-min {v_min} --v-max {v_max}: at least 2 atoms, and a --v-max above --v-min, are needed"
-        ));
+        return invalid(format!("--n-atoms {n_atoms}: at least 2; --v-min {v_min}: below --v-max, {v_max}"));
     }
     let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, _) = envs.spec().box_to_box("d4pg")?;
@@ -370,9 +366,8 @@ fn follow(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
     let seed = args.run.seed.wrapping_add((world.rank() as u64) << 32); // far from the other actors'
     let mut envs = VecEnv::make(&args.run.env_id, 1, seed)?;
     world.send(0, &(envs.save()?, Recent::new(), learner_rng(seed)))?;
-    while let Some((parameters, (saved, mut recent, mut rng))) =
-        world.receive::<Option<(Vec<u8>, State)>>(0)?
-    {
+    while let Some((parameters, state)) = world.receive::<Option<(Vec<u8>, State)>>(0)? {
+        let (saved, mut recent, mut rng) = state;
         d4pg.actor.parameters.load(&parameters)?;
         envs.load(&saved)?;
         let gathered = d4pg.gather(&mut envs, &mut recent, &mut rng)?;
@@ -406,6 +401,10 @@ fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
             ],
         )?;
 
+        let workers = states.len() + 1;
+        if workers != world.size() {
+            return invalid(format!("--workers {}: it was run with --workers {workers}", world.size()));
+        }
         // The actors gather with θ as it is, while the learner learns from what they gathered before.
         let parameters = d4pg.actor.parameters.save()?;
         for (actor, state) in (1..).zip(&states) {

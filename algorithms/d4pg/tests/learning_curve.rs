@@ -28,13 +28,27 @@ fn a_killed_run_resumes_exactly() {
 }
 
 #[test]
+fn other_actors_than_were_saved_are_refused() {
+    let dir = regression::learning::scratch();
+    let shown = dir.path().to_string_lossy();
+    let flags = ["--total-timesteps=1200", "--workers=4", "--checkpoint-every=400", "--eval-episodes=1"];
+    let (code, _, stderr) = regression::learning::run(D4PG, &[&flags[..], &["--run-dir", &shown]].concat());
+    assert_eq!(code, Some(0), "{stderr}");
+    for workers in ["3", "5"] {
+        let (code, _, stderr) = regression::learning::run(D4PG, &["--resume", &shown, "--workers", workers]);
+        assert_eq!(code, Some(2), "{stderr}");
+        assert!(stderr.contains(&format!("--workers {workers}: it was run with --workers 4")), "{stderr}");
+    }
+}
+
+#[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(D4PG, args, mentions);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "Box actions", "Discrete(2)"]);
     refuses(&["--workers", "1"], &["'1'", "--workers", "2..=256"]);
     refuses(&["--workers", "300"], &["'300'", "--workers", "2..=256"]);
     refuses(&["--n-atoms", "1"], &["--n-atoms 1", "at least 2"]);
-    refuses(&["--v-min", "0", "--v-max=-1"], &["--v-min 0", "--v-max -1", "above --v-min"]);
+    refuses(&["--v-min", "0", "--v-max=-1"], &["--v-min 0", "below --v-max, -1"]);
     refuses(&["--learning-rate=-1"], &["'-1'", "--learning-rate", "at least 0"]);
     refuses(&["--tau", "2"], &["'2'", "--tau", "0 to 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);

@@ -27,7 +27,7 @@
 //! - Adam instead of RMSProp, its step size falling to zero;
 //! - an update at every step, where the paper has one in four;
 //! - θ⁻ follows θ in many small steps (Lillicrap et al. 2015, arXiv:1509.02971) where the paper copies θ
-//!   every 10,000 steps (or 30,000, tuned): a run of 50,000 is too short for that. θ⁻ is then seldom far
+//!   every 10,000 updates (or 30,000, tuned): a run of 50,000 is too short for that. θ⁻ is then seldom far
 //!   from θ, so that the two choose alike more often than the paper's;
 //! - the buffer holds 25,000 steps and not a million. Some seeds drift off CartPole's track for most of a
 //!   run, others do so again after hundreds of perfect episodes: two of ten miss 475, as with 10,000 steps;

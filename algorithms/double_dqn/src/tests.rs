@@ -129,7 +129,7 @@ fn the_target_moves_by_tau() {
 /// An error of 0 has no gradient: candle's of |δ| is not 0 there.
 #[test]
 fn a_target_that_is_met_moves_nothing() {
-    let mut dqn = DoubleDqn::new(1, 2, &args(&["--hidden-sizes=4"])).unwrap();
+    let mut dqn = DoubleDqn::new(1, 2, &args(&["--hidden-sizes=4", "--clip-error=true"])).unwrap();
     let observations = Tensor::new(&[[0.5_f32]], &Device::Cpu).unwrap();
     let actions = Tensor::new(&[[1_u32]], &Device::Cpu).unwrap();
     let rewards = dqn.q_network.forward(&observations).unwrap().gather(&actions, 1).unwrap().detach();

@@ -3,9 +3,10 @@
 //! Silver, Lever, Heess, Degris, Wierstra & Riedmiller (2014), "Deterministic policy gradient algorithms",
 //! ICML: their COPDAC, with linear functions throughout.
 //!
-//! The gradient of a policy without chance is the critic's slope in the action times the action's slope in
-//! the parameters: nothing has to be averaged over actions, and the policy may learn from whatever another
-//! one does. A critic of the right form, linear in how far an action is from the policy's, would give that
+//! The gradient of a deterministic policy's value is the critic's slope in the action times the action's slope
+//! in the parameters: nothing has to be averaged over actions, and the policy may learn from whatever another
+//! one does (then, as in the paper, without the term for how Q itself changes with θ, so that it is no exact
+//! gradient: Imani, Graves & White 2018, arXiv:1811.09013). A critic of the right form, linear in how far an action is from the policy's, would give that
 //! gradient without bias if its slope had the least squared error; here it is fitted to values instead, as in
 //! the paper, which comes near. Its advantage part learns from noise around the policy's action which way to
 //! go, its value part what the state is worth anyhow.
@@ -28,8 +29,8 @@
 //! displaced, and φ(s) is 1 for the one tile of each in which s lies, 0 for all others.
 //!
 //! Deviations from the paper:
-//! - every θ_ji stays within the bounds of action j over the number of tilings, so that μ_θ(s), a sum of
-//!   one θ_ji of each, is an action: beyond the bounds noise would be clipped and show no slope;
+//! - every θ_ji stays within the bounds of action j divided by the number of tilings, so that μ_θ(s), a sum
+//!   of one θ_ji from each tiling, is an action: beyond the bounds noise would be clipped and show no slope;
 //! - on-policy the critic is as compatible as off-policy, and both explore: the paper's first algorithm
 //!   leaves the critic open, and exploration to the environment;
 //! - of the paper's compatible critics COPDAC-GQ, which learns by gradient TD and so cannot diverge

@@ -141,7 +141,7 @@ fn step_sizes_are_shared_among_the_grids() {
         let flags = [tilings, "--value-lr=0.25", "--advantage-lr=0.125", "--policy-lr=0.5"];
         let mut dpg = learner(&[0.0], &[1.0], &[0.0], &[2.0], &flags);
         let features = dpg.tile_coding.features(&[0.4]);
-        let mut step = Transition {
+        let step = Transition {
             features: features.clone(),
             action: vec![1.0],
             reward: 8.0,
@@ -154,7 +154,6 @@ fn step_sizes_are_shared_among_the_grids() {
         // w φ = 0.125 · 8 · (1 − 0), which is what an action of 1 is worth more …
         assert_abs_diff_eq!(dpg.q_value(&features, &[1.0]), 3.0, epsilon = 1e-9);
         // … and which the policy follows by 0.5.
-        step.terminated = true;
         dpg.update(&step);
         assert_abs_diff_eq!(f64::from(dpg.act_greedily(&[0.4])[0]), 0.5, epsilon = 1e-6);
     }

@@ -7,7 +7,7 @@
 //! each step as it comes: consecutive steps resemble each other, and every update also moves the
 //! target that it aims at. DQN adds two things: a replay buffer, from which it draws old steps at
 //! random, and a target network, a copy of the online network that is held still for a while and
-//! supplies the targets. Actions are ε-greedy, with ε falling from one to a few per cent.
+//! supplies the targets. Actions are ε-greedy, with ε falling from 1 to 0.04.
 //!
 //! The optimal action values satisfy Bellman's equation
 //!
@@ -31,12 +31,12 @@
 //! - Adam instead of RMSProp, its step size falling to zero;
 //! - an update at every step, where the paper has one in four;
 //! - θ⁻ follows θ in many small steps (Lillicrap et al. 2015, arXiv:1509.02971) where the paper copies
-//!   θ every 10,000 steps: in a run of 100,000 rare copies leave the values short of the returns;
+//!   θ every 10,000 updates: in a run of 100,000 steps rare copies leave the values short of the returns;
 //! - errors are squared as they are (CleanRL does so too), where the paper clips them to [−1, 1]
 //!   (`--clip-error`). A clipped error pulls values to the median of their targets instead of the
 //!   mean. Of a hundred steps of CartPole one ends the episode, and it then counts no more than any
-//!   other: values at the end of the track stay at 120 where four steps are left, and the cart drifts
-//!   there, with one seed in three.
+//!   other: values at the end of the track stay at 120 where four steps are left and 4 is right, and the
+//!   cart drifts there, with one seed in three.
 //!
 //! Run `cargo run -p dqn`: 475 or more on CartPole-v1 after 100,000 steps in twenty seconds
 //! (475 is the return at which Gymnasium registers the task as solved), with each of twenty seeds; after
@@ -285,7 +285,7 @@ impl Dqn {
         } else {
             error.sqr()?
         };
-        // L(θ) = E[ (y − Q(s, a; θ))² ]
+        // L(θ) = E[ (y − Q(s, a; θ))² ], or E[ ℓ(δ) ] where errors are clipped
         let loss = losses.mean_all()?;
         self.optimizer.backward_step(&loss)?;
         Ok((loss.to_scalar()?, q_values.mean_all()?.to_scalar()?))

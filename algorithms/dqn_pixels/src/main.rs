@@ -8,7 +8,7 @@
 //! things keep a network's Q-learning from diverging: transitions are drawn at random from a replay
 //! buffer, so that a batch is not a run of nearly equal pictures, and the targets come from a
 //! target network, a copy that is held still for a thousand steps (`dqn` explains this at length).
-//! New beside vectors are the convolutions and a buffer of bytes that holds each frame once: a million
+//! What `dqn` does not have are the convolutions and a buffer of bytes that holds each frame once: a million
 //! of 84 × 84 are 7.1 GB, where a stack of four for s and another for s' in each transition are 56.
 //!
 //! The online parameters θ are moved towards Bellman's equation, whose right-hand side is computed
@@ -24,7 +24,7 @@
 //! A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
 //! Deviations from the paper: Adam instead of RMSProp, and ε falls to 0.01 (the paper: 0.1), both as in
-//! CleanRL's `dqn_atari.py`. As MinAtar's authors have it: a small network for small images, an update
+//! CleanRL's `dqn_atari.py`. As MinAtar's authors have it (in brackets the paper's): a small network, an update
 //! in every step (every fourth), θ⁻ copied every 1,000 steps (10,000 updates), a buffer of 100,000
 //! transitions (a million), rewards that are not clipped, frames that are neither skipped nor, unless
 //! `--frame-stack` says so, stacked. Atari games do come as in the paper (`envs::gymnasium` has the
@@ -33,9 +33,9 @@
 //! Run `cargo run -p dqn_pixels`: every ball is caught, a return of 1.0 on Catch-v0 after 20,000
 //! steps in a few seconds (the optimum; bsuite, Osband et al. 2020, arXiv:1908.03568).
 //! `cargo run -p dqn_pixels -- --env-id MinAtar/Breakout-v1 --total-timesteps 1000000` learns a
-//! game (9.2 after as many frames in Young & Tian's learning curves). Atari games want the paper's
-//! settings: `--env-id gym:ALE/Pong-v5 --train-frequency 4 --buffer-size 1000000 --learning-starts 50000
-//! --target-network-frequency 10000 --total-timesteps 10000000`.
+//! game (9.2 after as many frames in Young & Tian's learning curves). Atari games want the settings of the
+//! paper's program: `--env-id gym:ALE/Pong-v5 --train-frequency 4 --buffer-size 1000000 --learning-starts 50000
+//! --target-network-frequency 10000 --end-e 0.1 --total-timesteps 10000000`.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};

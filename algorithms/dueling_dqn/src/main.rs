@@ -7,7 +7,8 @@
 //! learns of one action at a time what is true of all of them. A dueling network has two streams on a
 //! common trunk: the value of the state, which every update moves whatever the action was, and the
 //! advantage of each action. Their sum does not say which part is whose, since a constant can go back and
-//! forth, so the mean advantage is subtracted: V is then the mean of the action values.
+//! forth, so the mean advantage is subtracted: V is then the mean of the action values, not the value of the
+//! greedy policy, which the maximum in place of the mean would make it (equation 8; the mean is steadier).
 //!
 //! ```text
 //! Q(s, a; θ) = V(s; θ) + A(s, a; θ) − 1/|𝒜| Σ_a' A(s, a'; θ)                       equation 9
@@ -22,8 +23,8 @@
 //!
 //! Deviations from the paper:
 //! - each stream is one linear layer on the trunk, where the paper's have a hidden layer of 512 units each;
-//! - the gradient that enters the trunk is not divided by √2, and no gradient is clipped to a norm of 10:
-//!   Adam's steps hardly depend on the scale of gradients;
+//! - the gradient that enters the trunk is not divided by √2, of which Adam's steps hardly depend, and no
+//!   gradient is clipped to a norm of 10;
 //! - vectors instead of images;
 //! - Adam instead of RMSProp, its step size falling to zero, and an update at every step instead of every
 //!   fourth;

@@ -27,8 +27,8 @@
 //! supposed to lead back to it without a reward.
 //!
 //! Prioritised sweeping (`--prioritized-sweeping`) does not learn directly. It keeps a priority for
-//! each pair, of the real step at first, takes the most urgent pair n times instead of a random one,
-//! and after each such update looks at all that lead there by the model:
+//! each pair: a real step sets that of its own; then it takes the most urgent pair n times instead of a
+//! random one, and after each such update looks at all that lead there by the model:
 //!
 //! ```text
 //! p(s,a) ← | r + γ (1 − terminated) max_{a'} Q(s',a') − Q(s,a) |   if that exceeds θ and what it was

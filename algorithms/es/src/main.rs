@@ -239,13 +239,12 @@ impl Es {
 
     /// θ ← θ + α Adam(ĝ − λ θ); begins the next generation.
     fn update(&mut self, gradient: &[f32]) -> Result<()> {
-        let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
+        let mut descent = Vec::with_capacity(gradient.len()); // −(ĝ − λ θ), for Adam to descend
         for (theta, g) in self.parameters.all_vars().iter().zip(self.split(gradient)?) {
-            // L(θ) = −ĝᵀ θ + ½ λ |θ|², for Adam to descend: its gradient is −(ĝ − λ θ).
-            let decay = (theta.sqr()?.sum_all()? * (0.5 * self.args.weight_decay))?;
-            loss = ((loss - (g * theta.as_tensor())?.sum_all()?)? + decay)?;
+            let step = ((theta.as_tensor() * self.args.weight_decay)? - g)?;
+            descent.extend(step.flatten_all()?.to_vec1::<f32>()?);
         }
-        self.optimizer.backward_step(&loss)?;
+        self.optimizer.step_values(&descent)?;
         self.generation += 1;
         Ok(())
     }
@@ -266,11 +265,8 @@ fn train(args: Args) -> Result<()> {
     if !population_size.is_multiple_of(2) {
         return invalid(format!("--population-size {population_size}: an even number is needed"));
     }
-    if workers > 256 {
-        return invalid(format!("--workers {workers}: at most 256 are accepted"));
-    }
-    let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (observation_dim, num_actions) = envs.spec().box_to_discrete("es")?;
+    let spec = VecEnv::make(&args.run.env_id, 1, args.run.seed)?.spec().clone();
+    let (observation_dim, num_actions) = spec.box_to_discrete("es")?;
     // Two hidden layers of 64 tanh units, as in the paper.
     let learner = || Es::new(observation_dim, &[64, 64], num_actions, &args);
     learner()?; // whatever is wrong with the flags is said once

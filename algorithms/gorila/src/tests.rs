@@ -338,7 +338,7 @@ fn pinned_run() {
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "defaults", &flags, train);
 }
 
-/// Gradients dropped by both rules, an overflowing buffer, squared errors.
+/// Gradients dropped by both rules, an overflowing buffer, clipped errors.
 #[test]
 fn pinned_run_of_the_other_flags() {
     let flags = [
@@ -355,7 +355,7 @@ fn pinned_run_of_the_other_flags() {
         "--target-network-frequency=50",
         "--gamma=0.9",
         "--end-e=0.2",
-        "--clip-error=10",
+        "--clip-error=0.5",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);

@@ -11,8 +11,8 @@ fn learns() {
     regression::check(env!("CARGO_MANIFEST_DIR"), GUIDED_POLICY_SEARCH);
 }
 
-/// The teachers of a round play from the states in which the policy's episodes of that round begin. It keeps
-/// at least 95 % of what the last ones reach, or costs at most 1/0.95 of theirs.
+/// The teachers of a round play from the states in which the policy's episodes of that round begin, and are
+/// bound to what it can learn. Before it learns from the last ones it costs at most 1/0.95 of what they cost.
 #[test]
 fn the_policy_keeps_up_with_its_teachers() {
     let dir = regression::learning::scratch();

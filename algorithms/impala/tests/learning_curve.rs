@@ -45,8 +45,8 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(IMPALA, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--workers", "0"], &["'0'", "--workers", "at least 1"]);
-    refuses(&["--workers", "1"], &["--workers 1", "2, a learner and an actor, to 256"]);
-    refuses(&["--workers", "257"], &["--workers 257", "to 256"]);
+    refuses(&["--workers", "1"], &["--workers 1", "at least 2, a learner and an actor"]);
+    refuses(&["--workers", "257"], &["--workers 257", "at most 256"]);
     refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate"]);
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
     refuses(&["--rho-bar", "0"], &["'0'", "--rho-bar", "above 0"]);

@@ -30,9 +30,9 @@
 //! gradients are clipped (here each network's, there each of its tensors'). §4.2 and §4.3 (inferred
 //! policies, policy ensembles) are left out.
 //!
-//! Run `cargo run -p maddpg`: about −19 on simple_speaker_listener_v4 after 150,000 steps in five
-//! seconds, and with `--env-id simple_v3 --total-timesteps 75000` about −7.5 in two. Returns are
-//! sums over the agents. The authors' code, with exploration, reaches −22 (−14 to −30 over ten
+//! Run `cargo run -p maddpg`: about −21 (−16 to −26) on simple_speaker_listener_v4 after 150,000
+//! steps in five seconds, and with `--env-id simple_v3 --total-timesteps 75000` about −7.5 in two. Returns
+//! are sums over the agents. The authors' code, with exploration, reaches −22 (−14 to −30 over ten
 //! trials) and −6.3 in as many steps (curves of wsjeon/maddpg-rllib); random actions −73 and −36.
 
 use anyhow::Result;
@@ -85,7 +85,7 @@ struct Args {
     #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
     /// Environment steps before learning starts
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = cli::positive)]
     learning_starts: usize,
     /// Environment steps between updates
     #[arg(long, default_value_t = 25, value_parser = cli::positive)]

@@ -12,7 +12,6 @@ fn the_same_seed_gives_the_same_run() {
     regression::is_deterministic(MBRL_MPC, &["--total-timesteps=500", "--eval-episodes=3", "--seed=7"]);
 }
 
-/// Whole plans, so that a run is killed within one.
 #[test]
 fn threads_give_the_same_run() {
     let args = ["--total-timesteps", "210", "--eval-episodes", "2", "--candidates", "100"];
@@ -20,6 +19,7 @@ fn threads_give_the_same_run() {
     regression::give_the_same_run(MBRL_MPC, &args, &threads);
 }
 
+/// Whole plans, so that a run is killed within one.
 #[test]
 fn a_killed_run_resumes_exactly() {
     regression::resumes(

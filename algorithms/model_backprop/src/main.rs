@@ -127,7 +127,7 @@ impl Normalizer {
     fn fit(rows: &Tensor) -> Result<Self> {
         let mean = rows.mean_keepdim(0)?;
         let std = rows.broadcast_sub(&mean)?.sqr()?.mean_keepdim(0)?.sqrt()?;
-        Ok(Self { mean, std: clamp(&std, 1e-6, f64::INFINITY)? }) // what has not changed yet would be divided by zero
+        Ok(Self { mean, std: clamp(&std, 1e-6, f64::INFINITY)? }) // σ = 0 for what has not changed yet
     }
 
     /// (x − m) / σ

@@ -5,14 +5,14 @@
 //!
 //! An ε-greedy agent explores by single random actions, as often in a state that it knows well as in
 //! one that it has never seen. Here the weights themselves are random: each has a mean μ and a scale σ,
-//! both learned by gradient descent, and an agent that acts greedily with weights drawn anew explores in
-//! the same direction wherever its layers see the same features. Where the loss has no use for noise, σ
-//! shrinks, and with it exploration: there is no ε and no schedule.
+//! both learned by gradient descent, and an agent that acts greedily with weights drawn anew tries other
+//! actions where the noise exceeds the differences of their values, which depends on the state. Where the
+//! loss has no use for noise, σ shrinks, and with it exploration: there is no ε and no schedule.
 //!
 //! A noisy layer of p inputs and q outputs computes, with ⊙ the product of elements,
 //!
 //! ```text
-//! y = (μ_w + σ_w ⊙ ε_w) x + μ_b + σ_b ⊙ ε_b
+//! h = (μ_w + σ_w ⊙ ε_w) x + μ_b + σ_b ⊙ ε_b
 //! ε_w = f(ε_out) f(ε_in)ᵀ,   ε_b = f(ε_out),   f(x) = sgn(x) √|x|        ε_in ~ N(0, I_p), ε_out ~ N(0, I_q)
 //! ```
 //!
@@ -27,18 +27,18 @@
 //! ζ⁻   ← (1 − τ) ζ⁻ + τ ζ     every target_network_frequency steps (τ = 1: a plain copy)
 //! ```
 //!
-//! The same noise in both networks would be correlated where the target should be independent of the
-//! error. A step that was merely truncated by a time limit is not terminal: its next state has a value.
+//! With the same noise in both networks the target and what is moved towards it would be correlated, which
+//! biases the update. A step that was merely truncated by a time limit is not terminal: its next state has a value.
 //!
 //! Deviations from the paper:
 //! - vectors instead of images; the first dense layer is where the paper has its convolutions, and has
 //!   no noise as they have none;
 //! - those of `dqn`, whose header gives the reasons: Adam instead of RMSProp, its step size falling to
-//!   zero, an update at every step, ζ⁻ that follows in many small steps, squared errors (`--clip-error`
-//!   clips them as the paper does);
+//!   zero, ζ⁻ that follows in many small steps, squared errors (`--clip-error` clips them as the paper
+//!   does);
 //! - a step size that begins at 6e-3: with the 1e-3 of `dqn` three seeds in four stay below the threshold;
-//! - new noise for every step of the environments, where the paper keeps it from one update to the next
-//!   (with an update at every step that is the same);
+//! - new noise before every action also where `--train-frequency` is above 1 (the paper has one update for
+//!   each action), and one draw for all parallel environments;
 //! - the evaluation plays with the means, σ left out.
 //!
 //! Run `cargo run -p noisy_dqn`: 475 or more on CartPole-v1 after 50,000 steps in fifteen seconds
@@ -395,7 +395,7 @@ fn train(args: Args) -> Result<()> {
                     run.log(global_step, "losses/q_values", q_values)?;
                     run.log(global_step, "charts/learning_rate", dqn.optimizer.learning_rate)?;
                     for (i, sigma) in dqn.mean_sigmas()?.into_iter().enumerate() {
-                        run.log(global_step, &format!("losses/sigma_{i}"), sigma)?;
+                        run.log(global_step, &format!("losses/mean_sigma_{i}"), sigma)?;
                     }
                 }
             }

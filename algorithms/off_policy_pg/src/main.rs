@@ -35,11 +35,11 @@
 //!
 //! Deviations: Adam, its step size falling to zero. Weights are neither clipped nor made to sum to 1;
 //! instead a batch is given up as soon as its effective share is less than `--min-effective-share`. A
-//! share of one half is too little: of whole trajectories, one of ten may by then have two fifths of all the
-//! weight, and what was done in it, whose return is positive as all are, is made ever more probable (with 20
-//! updates a batch two seeds of 15 stayed below 450, and none with nine tenths). Where a time limit cuts an episode short,
-//! returns stop short. Against misprints in lecture notes: along an episode ratios multiply, they do not
-//! add up, and those that weigh r_k are of a_{t+1} to a_k.
+//! share of one half is too little: of whole trajectories, one of ten may by then have two fifths of all
+//! the weight, and what was done in it, whose return is positive as all are, is made ever more probable
+//! (with 20 updates a batch two seeds of 15 stayed below 450, and none with nine tenths). Where a time
+//! limit cuts an episode short, returns stop short. Against misprints in lecture notes: along an episode
+//! ratios multiply, they do not add up, and those that weigh r_k are of a_{t+1} to a_k.
 //!
 //! Run `cargo run -p off_policy_pg`: 450 or more on CartPole-v1 with 15 of 15 seeds, after 200,000 steps in
 //! two seconds (there is no published number; 475 is the return at which Gymnasium registers it as solved).

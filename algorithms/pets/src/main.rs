@@ -28,8 +28,8 @@
 //! Deviations from the paper: networks are smaller, and rectified (`--silu true` is the paper's); plans and
 //! particles are fewer; there is no weight decay; samples of plans are clamped to the actions' bounds, where the
 //! authors' are truncated at 2 σ, with σ at most half of the distance to the nearer bound; all rounds are gone
-//! through, where theirs end at small variances; TS∞ draws members for each plan; the model is fitted every
-//! train_frequency steps.
+//! through, where theirs end at small variances; each particle draws its members by itself (TS∞: anew for each
+//! plan), where their program deals all members out evenly; the model is fitted every train_frequency steps.
 //!
 //! Run `cargo run -p pets`: 193 to 200 of 200 after 1000 steps, in ten seconds (seeds 1 to 5; mbrl-lib's
 //! example trains for 5000: conf/overrides/pets_cartpole.yaml).

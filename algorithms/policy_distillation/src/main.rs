@@ -35,7 +35,7 @@
 //! Run `cargo run -p policy_distillation`: 475 or more on CartPole-v1 (95 % of the teacher's 500) after
 //! 40,000 steps in which the teacher was watched, in a second. Both tasks by one student:
 //! `--further-env-ids Acrobot-v1 --total-timesteps 80000`. Steps of the search for teachers, up to 640,000
-//! each, are not counted.
+//! each, are not counted. `charts/episodic_return` is the first teacher's, with its random actions.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -315,7 +315,7 @@ impl Student {
             Loss::Nll => log_softmax(z)?.gather(&q.argmax_keepdim(D::Minus1)?, 1)?.mean_all()?.neg()?,
             // E[ (q_a − z_a)² ], the mean over actions too
             Loss::Mse => (q - z)?.sqr()?.mean_all()?,
-            // τ² E[ KL( softmax(q/τ) ‖ softmax(z/τ) ) ]: gradients are of the same size for every τ
+            // τ² E[ KL( softmax(q/τ) ‖ softmax(z/τ) ) ]: gradients keep their size as τ grows
             Loss::Soft => (kl(log_softmax(&(z / tau)?)?)? * (tau * tau))?,
             // E[ −Σ_a softmax(q/τ)_a ln softmax(z)_a ]
             Loss::CrossEntropy => (&target * log_softmax(z)?)?.sum(D::Minus1)?.mean_all()?.neg()?,
@@ -402,7 +402,7 @@ fn train(args: Args) -> Result<()> {
         let remaining = 1.0 - global_step as f64 / run.total_timesteps as f64;
         student.optimizer.learning_rate = remaining * args.learning_rate;
 
-        // Each teacher makes a step in its environments and is watched.
+        // Each teacher steps its environments and is watched: charts/episodic_return is the first one's.
         for (k, envs) in envs.iter_mut().enumerate() {
             let observations = envs.observations().to_vec(); // [num_envs, observation_dim]
             let (actions, q) = teachers[k].act(&observations, args.epsilon, &mut rng)?;

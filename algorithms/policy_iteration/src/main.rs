@@ -39,6 +39,10 @@
 //! A "timestep" of this algorithm, in which nobody steps, is one sweep through all the states. The first
 //! policy may be any; with `--initial-action` it always takes that action.
 //!
+//! Deviations from the book's box: the first policy draws all actions alike, since one action everywhere may
+//! never end an episode; an action gives way only to one that is better by more than θ (exercise 4.4), where
+//! the box accepts any other; with `--evaluation-sweeps` an evaluation may end before V has settled.
+//!
 //! Run `cargo run -p policy_iteration`: V*(s₀) = 0.542026 on FrozenLake-v1 at γ = 0.99 in less than
 //! a second, and a policy that reaches the goal within the 100 steps of an episode with probability
 //! 0.740 (both computed exactly; Gymnasium notes an optimum of 0.74).
@@ -284,7 +288,10 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let env = envs::make(&args.run.env_id)?;
     let Some(model) = env.model() else {
-        let has_model = |entry: &envs::Registration| (entry.make)().is_ok_and(|env| env.model().is_some());
+        let has_model = |entry: &envs::Registration| {
+            let env = (entry.make)();
+            env.is_ok_and(|env| env.model().is_some() && env.spec().discrete_to_discrete("").is_ok())
+        };
         let registered = [envs::toy_text::registered(), envs::textbook::registered()].concat();
         let known = registered.iter().filter(|entry| has_model(entry)).map(|entry| entry.id);
         return invalid(format!(
@@ -293,6 +300,7 @@ fn train(args: Args) -> Result<()> {
             known.collect::<Vec<_>>().join(", ")
         ));
     };
+    env.spec().discrete_to_discrete("policy_iteration")?; // an observation is the index of the state
     let max_episode_steps = env.spec().episode_limit();
     let mut iteration = PolicyIteration::new(model, &args)?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;

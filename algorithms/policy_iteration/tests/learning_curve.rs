@@ -28,6 +28,7 @@ fn a_saved_model_evaluates_alike() {
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(POLICY_ITERATION, args, mentions);
     let with_models = "FrozenLake-v1, FrozenLake-v1-deterministic, FrozenLake8x8-v1";
+    refuses(&["--env-id", "Baird-v0"], &["Baird-v0", "Discrete observations"]);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "transition model", with_models]);
     refuses(&["--env-id", "Blackjack-v1"], &["Blackjack-v1", "transition model", "Taxi-v4"]);
     refuses(&["--env-id", "CartPole-v1"], &["Gridworld-v0, CarRental-v0, Gambler-v0"]);

@@ -26,10 +26,10 @@
 //! R̂_t = Â_t + V(s_t)
 //! ```
 //!
-//! Deviations from the paper: the step size falls to zero; layers are initialised orthogonally; rewards are
-//! not normalised; both phases' minibatches are of one size. As in the authors' program, Â is normalised
-//! over the rollout, and θ_π has a second Adam for the auxiliary phase: one for both would carry each phase's
-//! moments into the other. Defaults are for CartPole-v1, far smaller than the paper's tasks: γ = 0.99 (there
+//! Deviations from the paper: the step size falls to zero; layers are initialised orthogonally; rewards are not
+//! normalised; both phases' minibatches are of one size. As in the authors' program, Â is normalised over the
+//! rollout, and θ_π (there θ_V, too) has a second Adam for the auxiliary phase: with one, each phase's moments
+//! would enter the other. Defaults are for CartPole-v1, far smaller than the paper's tasks: γ = 0.99 (there
 //! 0.999), rollouts of 4 × 128 steps (256 × 256), N_π = 8 (32), 16 minibatches (8), steps of 1e-3 (5e-4).
 //! Ours: where a time limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
 //!
@@ -132,10 +132,10 @@ impl Network {
     fn features(&self, observations: &Tensor) -> Result<Tensor> {
         let mut x = observations.clone();
         if let Some(convolution) = &self.convolution {
-            x = convolution.forward_tanh(&(x * self.scale)?)?.flatten_from(1)?;
+            x = convolution.forward_tanh(&(x * self.scale)?)?;
         }
         for layer in &self.hidden {
-            x = layer.forward_tanh(&x)?;
+            x = layer.forward_tanh(&x.flatten_from(1)?)?; // an image or a matrix as one row
         }
         Ok(x)
     }
@@ -354,7 +354,7 @@ fn train(args: Args) -> Result<()> {
     let batch_size = args.num_envs * args.num_steps;
     let minibatch_size = batch_size.div_ceil(args.num_minibatches); // in both phases
     let mut envs = VecEnv::make(&args.run.env_id, args.num_envs, args.run.seed)?;
-    let (_, num_actions) = envs.spec().box_to_discrete("ppg")?;
+    let (_, num_actions) = envs.spec().box_or_image_to_discrete("ppg")?;
     let space = envs.spec().observation_space.clone();
     let hidden_sizes: &[usize] = if space.shape().len() == 3 { &[128] } else { &[64, 64] };
     let mut rng = learner_rng(args.run.seed);
@@ -418,7 +418,7 @@ fn train(args: Args) -> Result<()> {
         // The auxiliary phase, over all rollouts since the last one.
         memory.0.extend(&rollout.observations);
         memory.1.extend(returns.to_vec1::<f32>()?);
-        if memory.1.len() == args.n_iteration * batch_size {
+        if memory.1.len() >= args.n_iteration * batch_size {
             let observations = ppg.tensor(&memory.0)?;
             let returns = Tensor::new(memory.1.as_slice(), &ppg.device)?;
             let log_policy = log_softmax(&ppg.actor.forward(&observations)?)?.detach(); // ln π_old(·|s)

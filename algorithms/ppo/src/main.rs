@@ -28,11 +28,11 @@
 //! Where a time limit merely truncates an episode, the state it was cut at still has a value, and
 //! δ_t bootstraps from it (Pardo et al. 2018, arXiv:1712.00378).
 //!
-//! Deviations from the paper, all of them OpenAI's baselines' and CleanRL's (Huang et al. 2022,
-//! "The 37 implementation details of proximal policy optimization"): actor and critic are two
-//! networks, initialised orthogonally; advantages are normalised in each minibatch, gradients are
-//! clipped to a norm; Adam's step size falls to zero, its ε is 1e-5. Our own: the step size begins
-//! at 2.5e-3 (CleanRL: 2.5e-4, over five times as many steps); the critic's loss is not clipped.
+//! Deviations from the paper, OpenAI's baselines' and CleanRL's (Huang et al. 2022, "The 37 implementation
+//! details of proximal policy optimization"): orthogonal initial weights, advantages normalised in each
+//! minibatch, gradients clipped to a norm, a falling step size, ε = 1e-5 in Adam; actor and critic are two
+//! networks. Our own: δ_t looks beyond a time limit, and the step size begins at 2.5e-3 (CleanRL: 2.5e-4, over
+//! five times as many steps). As in the paper, and unlike CleanRL, the critic's loss is not clipped.
 //!
 //! Run `cargo run -p ppo`: 475 or more on CartPole-v1 after 100,000 steps in about a second
 //! (475 is the return at which Gymnasium registers the task as solved).
@@ -100,7 +100,7 @@ struct Args {
     /// Largest norm of the gradient
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
     max_grad_norm: f64,
-    /// Stop a batch's updates once the policy has moved this far (approximate KL divergence)
+    /// Stop a batch's updates after an epoch whose last minibatch found the policy moved this far (approximate KL)
     #[arg(long, value_parser = cli::above_zero)]
     #[serde(skip_serializing_if = "Option::is_none")]
     target_kl: Option<f64>,
@@ -143,10 +143,10 @@ impl Network {
     fn forward(&self, observations: &Tensor) -> Result<Tensor> {
         let mut x = observations.clone();
         if let Some(convolution) = &self.convolution {
-            x = convolution.forward_tanh(&(x * self.scale)?)?.flatten_from(1)?;
+            x = convolution.forward_tanh(&(x * self.scale)?)?;
         }
         for layer in &self.hidden {
-            x = layer.forward_tanh(&x)?;
+            x = layer.forward_tanh(&x.flatten_from(1)?)?; // an image or a matrix as one row
         }
         Ok(self.output.forward(&x)?)
     }
@@ -267,7 +267,7 @@ impl Ppo {
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
         let actor = Network::new(space, hidden_sizes, num_actions, 0.01, vb.pp("actor"))?;
         let critic = Network::new(space, hidden_sizes, 1, 1.0, vb.pp("critic"))?;
-        // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
+        // ε = 1e-5 as in OpenAI's baselines; PyTorch's default, and that of Adam's paper, is 1e-8.
         let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5);
         let optimizer = optimizer.with_max_grad_norm(args.max_grad_norm);
         Ok(Self { actor, critic, parameters, optimizer, shape: space.shape(), args: args.clone(), device })
@@ -381,7 +381,7 @@ fn train(args: Args) -> Result<()> {
     }
     let minibatch_size = batch_size / args.num_minibatches;
     let mut envs = VecEnv::make(&args.run.env_id, num_envs, args.run.seed)?;
-    let (_, num_actions) = envs.spec().box_to_discrete("ppo")?;
+    let (_, num_actions) = envs.spec().box_or_image_to_discrete("ppo")?;
     let space = envs.spec().observation_space.clone();
     let hidden_sizes: &[usize] = if space.shape().len() == 3 { &[128] } else { &[64, 64] };
     let mut ppo = Ppo::new(&space, num_actions, hidden_sizes, &args)?;
@@ -421,14 +421,14 @@ fn train(args: Args) -> Result<()> {
         // Estimate the advantages, and optimise the surrogate over several epochs of minibatches.
         let batch = ppo.batch(&rollout)?;
         let (mut losses, mut clipfracs) = (Losses::default(), Vec::new());
-        'epochs: for _ in 0..args.update_epochs {
+        for _ in 0..args.update_epochs {
             indices.shuffle(&mut rng);
             for minibatch in indices.chunks_exact(minibatch_size) {
-                losses = ppo.update(&batch.select(minibatch)?)?;
+                losses = ppo.update(&batch.select(minibatch)?)?; // logged are the last ones, as in CleanRL
                 clipfracs.push(losses.clipfrac);
             }
             if args.target_kl.is_some_and(|target| f64::from(losses.approx_kl) > target) {
-                break 'epochs;
+                break;
             }
         }
 

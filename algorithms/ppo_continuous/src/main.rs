@@ -2,8 +2,8 @@
 //!
 //! Schulman, Wolski, Dhariwal, Radford & Klimov (2017), arXiv:1707.06347.
 //!
-//! PPO takes many gradient steps on one batch, and no action's probability gains from moving further
-//! than a factor 1 ± ε from the policy that gathered it (`ppo` explains this and the advantages Â at
+//! PPO takes many gradient steps on one batch, and its objective gains nothing from moving an action's
+//! probability further than a factor 1 ± ε from the policy that gathered it (`ppo` explains this and Â at
 //! length). Here that policy is a Gaussian: its mean is a function of the state, its spread σ a
 //! parameter. Running statistics scale observations and rewards, so that one step size suits all units.
 //!
@@ -25,8 +25,8 @@
 //! clipped to ±10; orthogonal initial weights; advantages normalised in each minibatch, gradients
 //! clipped to a norm; Adam's step size falls to zero, its ε is 1e-5. G leaves out what came before a
 //! termination, as in Gymnasium (Engstrom et al. 2020, arXiv:2005.12729, keep it). Our own: δ_t looks
-//! beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), an episode's last state is normalised
-//! but is no part of the statistics, and the critic's change is not clipped.
+//! beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), and an episode's last state is normalised but
+//! is no part of the statistics. As in the paper, and unlike CleanRL, the critic's change is not clipped.
 //!
 //! Run `cargo run -p ppo_continuous`: about -165 on Pendulum-v1 after 200,000 steps in 5 seconds
 //! (Tianshou's test of its PPO asks for -250; an optimal controller reaches -137).
@@ -92,7 +92,7 @@ struct Args {
     /// Largest norm of the gradient
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
     max_grad_norm: f64,
-    /// Stop a batch's updates once the policy has moved this far (approximate KL divergence)
+    /// Stop a batch's updates after an epoch whose last minibatch found the policy moved this far (approximate KL)
     #[arg(long, value_parser = cli::above_zero)]
     #[serde(skip_serializing_if = "Option::is_none")]
     target_kl: Option<f64>,
@@ -227,7 +227,7 @@ impl Ppo {
             actor: mlp(action_dim, 0.01, "actor")?,
             log_std: vb.get_with_hints(action_dim, "log_std", Init::Const(0.0))?, // σ = 1
             critic: mlp(1, 1.0, "critic")?,
-            // Of all that is above. ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's is 1e-8.
+            // Of all that is above. ε = 1e-5 as in OpenAI's baselines; PyTorch's and Adam's paper's is 1e-8.
             optimizer: Adam::new(&parameters, args.learning_rate)?
                 .with_eps(1e-5)
                 .with_max_grad_norm(args.max_grad_norm),
@@ -417,14 +417,14 @@ fn train(args: Args) -> Result<()> {
         // Estimate the advantages, and optimise the surrogate over several epochs of minibatches.
         let batch = ppo.batch(&rollout)?;
         let (mut losses, mut clipfracs) = (Losses::default(), Vec::new());
-        'epochs: for _ in 0..args.update_epochs {
+        for _ in 0..args.update_epochs {
             indices.shuffle(&mut rng);
             for minibatch in indices.chunks_exact(batch_size / n) {
-                losses = ppo.update(&batch.select(minibatch)?)?;
+                losses = ppo.update(&batch.select(minibatch)?)?; // logged are the last ones, as in CleanRL
                 clipfracs.push(losses.clipfrac);
             }
             if args.target_kl.is_some_and(|target| f64::from(losses.approx_kl) > target) {
-                break 'epochs;
+                break;
             }
         }
 

@@ -4,7 +4,7 @@
 //!
 //! A policy-gradient step is only right near the policy that gathered the data. Where PPO's better known
 //! form clips the probability ratio, this one pays for every step away from the old policy, in KL
-//! divergence. Its price β need not be tuned: it doubles when the policy moved too far, or is halved.
+//! divergence. Its price β need not be tuned: doubled when the policy moved too far, halved when too little.
 //!
 //! With the probability ratio `ρ_t(θ) = π_θ(a_t|s_t) / π_θ_old(a_t|s_t)` it maximises
 //!
@@ -32,7 +32,8 @@
 //!
 //! Deviations from the paper are ppo's (Huang et al. 2022, "The 37 implementation details of proximal
 //! policy optimization"): actor and critic are two networks, initialised orthogonally; advantages are
-//! normalised in each minibatch, gradients clipped to a norm; Adam's step size falls to zero, its ε is 1e-5.
+//! normalised in each minibatch, gradients clipped to a norm; Adam's step size falls to zero, its ε is 1e-5;
+//! and, our own, δ_t looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!
 //! Run `cargo run -p ppo_kl`: 475 (Gymnasium's threshold) or more on CartPole-v1 in 100,000 steps, two seconds.
 
@@ -120,8 +121,7 @@ struct Network {
 }
 
 impl Network {
-    /// `gain` scales the output layer: 0.01 makes the first policy almost uniform (Andrychowicz et
-    /// al. 2021, arXiv:2006.05990), 1 suits a value.
+    /// `gain` scales the output layer: 0.01 makes the first policy almost uniform, 1 suits a value.
     fn new(sizes: &[usize], gain: f64, vb: VarBuilder) -> Result<Self> {
         let (mut hidden, last) = (Vec::new(), sizes.len() - 2);
         for i in 0..last {
@@ -266,7 +266,7 @@ impl PpoKl {
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
         let actor = Network::new(actor_sizes, 0.01, vb.pp("actor"))?;
         let critic = Network::new(critic_sizes, 1.0, vb.pp("critic"))?;
-        // ε = 1e-5 as in OpenAI's baselines; PyTorch's and the paper's default is 1e-8.
+        // ε = 1e-5 as in OpenAI's baselines; PyTorch's default, and that of Adam's paper, is 1e-8.
         let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5);
         let optimizer = optimizer.with_max_grad_norm(args.max_grad_norm);
         let (args, beta, observation_dim) = (args.clone(), args.beta, actor_sizes[0]);

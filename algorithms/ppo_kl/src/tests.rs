@@ -181,7 +181,7 @@ fn divergences_are_expectations_of_their_own_policy() {
 
 #[test]
 fn entropy_and_value_loss_are_weighed_as_the_flags_say() {
-    // With a step size of 0 nothing moves: the losses are those of the same parameters.
+    // Losses are those of the parameters before the step.
     let make = |flags: &[&str]| {
         let flags = [&["--num-envs=1", "--learning-rate=1e-4"], flags].concat();
         PpoKl::new(&[4, 8, 2], &[4, 8, 1], &args(&flags)).unwrap()

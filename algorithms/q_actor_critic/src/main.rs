@@ -12,7 +12,7 @@
 //! After a step from s by a to s' with reward r, draw a' ~ π_θ(·|s'), which is also what is done next, and
 //!
 //! ```text
-//! θ ← θ + α_θ A ∇ln π_θ(a|s)                 A = Q_w(s, a), or less the baseline Σ_b π_θ(b|s) Q_w(s, b)
+//! θ ← θ + α_θ A ∇ln π_θ(a|s)      A = Q_w(s, a) − Σ_b π_θ(b|s) Q_w(s, b); `--baseline false`: Q_w(s, a)
 //! δ = r + γ (1 − terminated) Q_w(s', a') − Q_w(s, a)
 //! w ← w + α_w δ ∇Q_w(s, a)
 //! ```
@@ -21,10 +21,11 @@
 //! `reinforce`) and takes most of its variance away. Where values are about 100, as on CartPole, and one
 //! action is better by 1, every action tried is otherwise made more probable, by 100 or by 101.
 //!
-//! Deviations from the papers, each of which a flag takes back but the last two: the baseline (`--baseline
+//! Deviations from the papers, each of which a flag takes back but the last three: the baseline (`--baseline
 //! false`); several environments, whose gradients are averaged (`--num-envs 1`); Adam, its step sizes
-//! falling to zero, in place of plain steps (`--optimizer sgd --anneal-lr false`). The factor γᵗ is left
-//! out (see `reinforce`). Where a time limit merely truncates an episode, δ looks beyond it, at an a' that is
+//! falling to zero, in place of plain steps (`--optimizer sgd --anneal-lr false`). The critic is a network of
+//! its own, where both papers want a compatible one, linear in features that span ∇ln π_θ(a|s), so that its
+//! error does not bias the gradient. The factor γᵗ is left out (see `reinforce`). Where a time limit merely truncates an episode, δ looks beyond it, at an a' that is
 //! drawn in the true last state although nothing is done there.
 //!
 //! Run `cargo run -p q_actor_critic`: 450 or more on CartPole-v1 after 300,000 steps in seven seconds (there
@@ -315,7 +316,7 @@ fn train(args: Args) -> Result<()> {
         run.episodes(global_step, envs.episodes())?;
         let step = Transitions::last(observations, actions, &envs);
 
-        // a' ~ π_θ(·|s'), of which what is done next is one, so that the critic learns of this very policy.
+        // a' ~ π_θ(·|s'), which is also done next where the episode goes on: so the critic learns on-policy (SARSA).
         let next_actions = learner.next_actions(&step, &mut rng)?; // [num_envs]
         let first_actions = learner.act(envs.observations(), &mut rng)?; // where an episode begins
         let losses = learner.update(&step, &next_actions)?;

@@ -267,7 +267,9 @@ fn train(args: Args) -> Result<()> {
         };
         if global_step.is_multiple_of(100) {
             run.log(global_step, "losses/td_loss", td_error.powi(2))?;
-            run.log(global_step, "losses/q_values", q_learning.values(state)[action])?;
+            // With two tables `values` is their sum.
+            let tables = if args.double { 2.0 } else { 1.0 };
+            run.log(global_step, "losses/q_values", q_learning.values(state)[action] / tables)?;
             run.log(global_step, "charts/epsilon", epsilon)?;
         }
     }

@@ -527,7 +527,10 @@ fn windows_are_drawn_by_priority_and_weighted_back() {
             assert_abs_diff_eq!(weight, root.powf(-0.5), epsilon = 1e-3);
         }
     }
-    // All alike without.
+    // Without distributions by |δ|^½ = 1, 2, 0.03, 3, 2 of 8.03.
+    let (counts, _) = sample(&["--distributional=false"], &[1.0, 16.0, 0.0, 81.0, 16.0], 0.5);
+    assert!(counts.iter().zip([20, 40, 1, 60, 40]).all(|(count, c)| count.abs_diff(c) <= 1), "{counts:?}");
+    // All alike without priorities.
     let (counts, weights) = sample(&["--prioritized=false"], &priorities, 0.5);
     assert_eq!(counts, [32; 5]);
     assert_eq!(weights, [Some(1.0); 5]);

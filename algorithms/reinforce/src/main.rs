@@ -5,8 +5,8 @@
 //! section 13.3.
 //!
 //! Play whole episodes with a stochastic policy, then make every action taken more probable in
-//! proportion to the return that followed it. Actions that were followed by more than the others
-//! win over them, and no value function, model or Markov property is needed for it. The price is
+//! proportion to the return that followed it. Actions that were followed by a larger return than
+//! the others win over them, and no value function, model or Markov property is needed for it. The price is
 //! variance: all the luck of the rest of an episode is in each return.
 //!
 //! To be maximised is the expected return of an episode τ = (s_0, a_0, r_0, s_1, …),
@@ -41,7 +41,7 @@
 //! falling to zero, in place of plain ascent: one step size suits more tasks. N = 10 episodes in
 //! place of one, for a steadier estimate. The factor γᵗ is left out unless `--discount-gradient`
 //! asks for it, as in almost every program: with it, late steps of long episodes hardly count, and
-//! without it the update is biased and, for γ < 1, no function's gradient (Nota & Thomas 2020,
+//! without it the update is, for γ < 1, biased and no function's gradient (Nota & Thomas 2020,
 //! arXiv:1906.07073). The book applies the terms of an episode's sum one after the other, here they
 //! are applied at once: to first order in α that is the same. And where a time limit cuts an episode
 //! short, the return stops short with it, which is biased too: there is no critic whose value of the
@@ -53,7 +53,7 @@
 //! −11.66, the best there is:
 //!
 //! ```text
-//! cargo run -p reinforce -- --env-id ShortCorridor-v0 --total-timesteps 20000 --gamma 1 \
+//! cargo run -p reinforce -- --env-id ShortCorridor-v0 --total-timesteps 25000 --gamma 1 \
 //!     --hidden-size 0 --initial-preferences 1.472,-1.472 --batch-episodes 1 --optimizer sgd \
 //!     --learning-rate 0.0001220703125 --anneal-lr false --greedy-eval false
 //! ```

@@ -26,14 +26,14 @@
 //! --baseline none: b = 0      mean: b = E[ R(τ) ]      optimal: b_k = E[ g_k(τ)² R(τ) ] / E[ g_k(τ)² ]
 //! ```
 //!
-//! `--variance-every 1` logs at each update the variance, summed over the parameters, that one episode's
-//! estimate has with each of them: `variance/none`, `…/mean`, `…/optimal`, `…/value`, of the same episodes.
+//! `--variance-every 1` logs the variance, summed over parameters, of one episode's estimate with each:
+//! `variance/none`, `…/mean`, `…/optimal`, and `…/value`, whose v_w only `--baseline value` trains.
 //!
 //! Deviations from the book, all but the last two taken back by a flag: Adam's step for all t at once, in
 //! place of a plain one for each t (`--sequential`); N = 10 episodes in place of one; no factor γᵗ
 //! (`--discount-gradient`), as in almost every program: with it late steps hardly count, without it the
 //! update is biased (Nota & Thomas 2020, arXiv:1906.07073). Where a time limit cuts an episode short, its
-//! returns stop short. A constant is of the very episodes that it is subtracted from.
+//! returns stop short. A constant is of the very episodes that it is subtracted from: a bias of order 1/N.
 //!
 //! Run `cargo run -p reinforce_baseline`: 475 (Gymnasium's threshold) or more on CartPole-v1 after 300,000
 //! steps in two seconds. Figure 13.2 of Sutton & Barto, −12.0 over episodes 901 to 1000:
@@ -82,7 +82,7 @@ struct Args {
     /// Episodes between updates, N
     #[arg(long, default_value_t = 10, value_parser = cli::positive)]
     batch_episodes: usize,
-    /// Weigh step t by γᵗ, as the gradient of the discounted return asks for
+    /// Weigh step t by γᵗ, as the gradient of the discounted return asks for; constants need no such weight
     #[arg(long, default_value_t = false)]
     discount_gradient: bool,
     /// Hidden tanh units; 0 makes preferences and values linear in the observation
@@ -208,7 +208,7 @@ impl Episode {
     }
 }
 
-/// What one update found, before it moved the parameters.
+/// What one update found, the last of several, before it moved the parameters.
 #[derive(Default)]
 struct Losses {
     policy_loss: f32, // minus what the estimate is the gradient of; with b = 0 if that is constant
@@ -380,11 +380,11 @@ fn train(args: Args) -> Result<()> {
             "--initial-preferences: {preferences} numbers; {num_actions} and --hidden-size 0 are needed"
         ));
     }
-    let constant = args.baseline != Baseline::Value;
-    if (n < 2 && (constant || args.variance_every > 0)) || (args.sequential && constant) {
-        return invalid(format!(
-            "--batch-episodes {n}: constants and --variance-every need 2 or more; --sequential needs --baseline value"
-        ));
+    if n < 2 && (args.variance_every > 0 || matches!(args.baseline, Baseline::Mean | Baseline::Optimal)) {
+        return invalid(format!("--batch-episodes {n}: --variance-every, mean and optimal need 2 or more"));
+    }
+    if args.sequential && args.baseline != Baseline::Value {
+        return invalid("--sequential: --baseline value is needed");
     }
     let mut rng = learner_rng(args.run.seed);
     let mut reinforce = ReinforceBaseline::new(observation_dim, num_actions, &args, &mut rng)?;

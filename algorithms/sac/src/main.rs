@@ -23,8 +23,9 @@
 //! An actor seeks out whatever its critic overrates, hence the smaller of two (Fujimoto et al. 2018,
 //! arXiv:1802.09477). Squashing a Gaussian into the actions' bounds b ± c changes its density.
 //!
-//! Deviations from the paper: the critics' loss has no ½ and their step size is CleanRL's 1e-3; ln σ is
-//! bounded by tanh instead of clipping; the first learning_starts actions are uniformly random.
+//! Deviations from the paper: the critics' loss has no ½; the critics' and the temperature's step size is
+//! CleanRL's 1e-3; ln σ is bounded by tanh to [-5, 2], not clipped; H̄ is of actions in their own units, as in
+//! CleanRL, not in [-1, 1]; the first learning_starts actions are uniformly random.
 //!
 //! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in two minutes (-157 is what the
 //! trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
@@ -417,11 +418,11 @@ fn train(args: Args) -> Result<()> {
         let [(qf1_loss, qf1_values), (qf2_loss, qf2_values)] =
             sac.update_critics(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
         if update.is_multiple_of(args.policy_frequency) {
-            for _ in 0..args.policy_frequency {
+            for made in 1..=args.policy_frequency {
                 let (actor_loss, log_probs) =
                     sac.update_actor(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
                 let alpha_loss = if args.autotune { sac.update_temperature(&log_probs)? } else { 0.0 };
-                if (update / args.policy_frequency).is_multiple_of(100) {
+                if made == args.policy_frequency && (update / args.policy_frequency).is_multiple_of(100) {
                     run.log(global_step, "losses/actor_loss", actor_loss)?;
                     run.log(global_step, "losses/alpha_loss", alpha_loss)?;
                 }

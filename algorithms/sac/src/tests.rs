@@ -272,7 +272,7 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
     assert!(seen.iter().all(|count| (60..140).contains(count)), "{seen:?}");
 }
 
-/// Random actions, then ten updates of everything; the last logs the losses.
+/// Fifty random actions, then two hundred updates of everything; every hundredth logs the losses.
 #[test]
 fn pinned_run() {
     let flags = [

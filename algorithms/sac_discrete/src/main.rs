@@ -38,7 +38,7 @@
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
+use common::envs::{Rng, Space, VecEnv, learner_rng};
 use common::nn::{self, Adam, Categorical, Conv2d, Init, Linear, VarBuilder, VarMap, conv2d, minimum};
 use common::nn::{copy_parameters, linear, soft_update};
 use common::{Run, cli, cli::RunArgs};
@@ -350,17 +350,8 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
-    let (_, num_actions) = envs.spec().box_to_discrete("sac_discrete")?;
+    let (_, num_actions) = envs.spec().box_or_image_to_discrete("sac_discrete")?;
     let space = &envs.spec().observation_space;
-    if space.shape().len() == 3 {
-        let (image, _) = envs.spec().image_to_discrete("sac_discrete")?;
-        if image.height < 3 || image.width < 3 {
-            let id = &envs.spec().id;
-            return invalid(format!(
-                "--env-id {id}: sac_discrete wants images of 3 x 3 or more, not {space}"
-            ));
-        }
-    }
     let mut rng = learner_rng(args.run.seed);
     let mut sac = SacDiscrete::new(space, num_actions, &args, &mut rng)?;
     let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };

@@ -28,6 +28,7 @@
 //!
 //! ```text
 //! G_t = r_{t+1} + γ [ Σ_{a ≠ a_{t+1}} π(a|s_{t+1}) Q(s_{t+1},a) + π(a_{t+1}|s_{t+1}) G_{t+1} ]
+//! G_t = r_{t+1} + γ (1 − terminated) Σ_a π(a|s_{t+1}) Q(s_{t+1},a)         at the last of the n steps
 //! ```
 //!
 //! π is ε-greedy in Q: the best action, any of them if there are several, or with probability ε one
@@ -36,7 +37,8 @@
 //!
 //! Deviations: α and ε are constant, as in the book's examples, where the proofs of convergence to the
 //! optimal policy ask for ones that fall to zero. The next action is drawn before the update by all
-//! three, as SARSA must (the book draws Expected SARSA's after it).
+//! three, as SARSA must (the book draws Expected SARSA's after it), and so is the first of the next episode,
+//! which the book draws after it.
 //!
 //! Run `cargo run -p sarsa`: about −27 an episode on CliffWalking-v1 after 500 episodes, exploration
 //! included, where Q-learning has −50; in less than a second (Sutton & Barto 2018, example 6.6; −27.1

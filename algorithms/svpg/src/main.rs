@@ -71,7 +71,7 @@ struct Args {
     /// Step size of the particles' Adam, ε
     #[arg(long, default_value_t = 5e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
-    /// Let it fall linearly to zero
+    /// Let the particles' step size fall linearly to zero
     #[arg(long, default_value_t = true)]
     anneal_lr: bool,
     /// Discount, γ
@@ -366,7 +366,7 @@ fn train(args: Args) -> Result<()> {
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("svpg")?;
     let mut svpg = Svpg::new(observation_dim, &[64], num_actions, &args)?;
     let mut rng = learner_rng(args.run.seed);
-    let mut mean_returns = vec![0.0; args.num_particles]; // of each particle's latest episodes
+    let mut mean_returns = vec![f64::NEG_INFINITY; args.num_particles]; // of each particle's latest episodes
     let mut rollouts = vec![Rollout::default()]; // of the particles in this round; it is the last one's turn
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
@@ -395,9 +395,10 @@ fn train(args: Args) -> Result<()> {
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
         for episode in envs.episodes() {
-            // Over about the last ten episodes. That it begins at 0 is the same for all, who have played as
-            // many, but for the last round.
-            mean_returns[i] += 0.1 * (episode.episodic_return - mean_returns[i]);
+            // Over about the last ten episodes. It begins with the first: from 0 it would favour, where returns
+            // are negative, whoever has played least.
+            let (mean, latest) = (&mut mean_returns[i], episode.episodic_return);
+            *mean = if mean.is_finite() { *mean + 0.1 * (latest - *mean) } else { latest };
         }
         if envs.episodes().is_empty() || rollouts[i].num_episodes() < args.batch_episodes {
             continue;

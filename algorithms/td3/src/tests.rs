@@ -217,7 +217,7 @@ fn second_remedy_no_target_trusts_a_narrow_peak() {
     assert_abs_diff_eq!(mean_target(&["--policy-noise=0"]), 1.0, epsilon = 1e-5);
     // E[ tent(ε) ] ≈ density of N(0, 0.2²) at 0 times the tent's area: 1.995 · 0.05
     assert_abs_diff_eq!(mean_target(&[]), 0.0990, epsilon = 0.006); // four standard errors
-    // All noise is within 0.05, so most of it counts: a tenth of the noise is as good as little.
+    // Clipped to a tenth of the tent's half width, noise costs at most a tenth of its height.
     assert!(mean_target(&["--noise-clip=0.005"]) > 0.9);
 }
 

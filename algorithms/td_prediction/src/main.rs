@@ -1,4 +1,4 @@
-//! # Prediction: TD(0), n-step TD, TD(λ), true online TD(λ), λ-returns, Monte Carlo
+//! # Prediction by TD(0), n-step TD, TD(λ), true online TD(λ), λ-returns and Monte Carlo
 //!
 //! Sutton (1988), "Learning to predict by the methods of temporal differences", Machine Learning 3;
 //! van Seijen, Mahmood, Pilarski, Machado & Sutton (2016), "True online temporal-difference learning",
@@ -25,10 +25,10 @@
 //! w ← w + α (δ + v(s_t) − v_old) z − α (v(s_t) − v_old) x(s_t)   weights before the last update
 //! ```
 //!
-//! with `v(s_{t+1}) = 0` after a termination, and z = 0, v_old = 0 when an episode begins. That is the
-//! accumulating trace; `--trace replacing` sets it to x(s_t) where that is not 0, and `--trace dutch`
-//! takes true online TD(λ)'s trace for td-lambda. `batch-td` and `batch-monte-carlo` present all episodes
-//! so far again and again, until the sum of the updates is zero.
+//! with `v(s_{t+1}) = 0` after a termination, `G_T = v(s_T)`, and z = 0, v_old = 0 when an episode begins.
+//! td-lambda's trace above is the accumulating one; `--trace replacing` sets z to x(s_t) where that is not 0,
+//! and `--trace dutch` takes true online TD(λ)'s. `batch-td` and `batch-monte-carlo` present all episodes so
+//! far again and again, until the sum of the updates is zero.
 //!
 //! Deviations: an episode that a time limit cuts off bootstraps from its true last state, and Monte
 //! Carlo, for which it has no return, leaves it out. A batch update divides each weight's sum by the
@@ -75,7 +75,7 @@ struct Args {
     /// Trace of td-lambda
     #[arg(long, value_enum, default_value_t = Trace::Accumulating)]
     trace: Trace,
-    /// Step size, α
+    /// Step size, α; the batch methods need none
     #[arg(long, default_value_t = 0.1, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Discount, γ
@@ -116,7 +116,7 @@ enum Trace {
     Dutch,
 }
 
-/// A batch has settled when it would change no weight by as much.
+/// A batch has settled when a sweep has changed no weight by as much as this.
 const SETTLED: f64 = 1e-4;
 
 /// Which feature of a state is 1.
@@ -128,7 +128,7 @@ struct Features {
 impl Features {
     /// A feature for each of `states`, or for each of so many groups of them.
     fn new(num_states: usize, states: &[usize], groups: usize) -> Self {
-        let n = if groups == 0 { states.len() } else { groups };
+        let n = if groups == 0 { states.len() } else { groups.min(states.len()) };
         let mut feature_of = vec![None; num_states];
         for (i, &state) in states.iter().enumerate() {
             feature_of[state] = Some(i * n / states.len());
@@ -388,7 +388,7 @@ fn train(args: Args) -> Result<()> {
             args.run.env_id
         ));
     };
-    let num_actions = model.outcomes[0].len();
+    let (_, num_actions) = env.spec().discrete_to_discrete("td_prediction")?;
     let truth = Truth::new(model, args.gamma)?;
     let features = Features::new(model.outcomes.len(), &truth.states, args.groups);
     let mut predictor = Predictor::new(features.n, &args);
@@ -417,8 +417,9 @@ fn train(args: Args) -> Result<()> {
 
         if !envs.episodes().is_empty() {
             run.log(global_step, "charts/rms_error", truth.rms_error(&predictor, &features))?;
-            if let Some(error) = errors.last() {
-                run.log(global_step, "losses/td_loss", error.powi(2))?;
+            if !errors.is_empty() {
+                let squares: f64 = errors.iter().map(|error| error * error).sum();
+                run.log(global_step, "losses/td_loss", squares / errors.len() as f64)?;
             }
         }
     }
@@ -431,8 +432,7 @@ fn train(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Takes an action drawn from all in `envs`, a single environment whose observation is the index of the
-/// state.
+/// Takes an action drawn from all in `envs`, one environment whose observation is the index of its state.
 fn interact(envs: &mut VecEnv, num_actions: usize, features: &Features, rng: &mut Rng) -> Result<Step> {
     let x = features.of(envs.observations()[0] as usize);
     envs.step(&[rng.random_range(0..num_actions) as u32])?;

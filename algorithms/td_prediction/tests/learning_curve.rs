@@ -33,6 +33,7 @@ fn a_saved_model_evaluates_alike() {
 #[test]
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(TD_PREDICTION, args, mentions);
+    refuses(&["--env-id", "Baird-v0"], &["Baird-v0", "Discrete observations"]);
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "transition model", "RandomWalk19-v0"]);
     refuses(&["--env-id", "BlockingMaze-v0"], &["BlockingMaze-v0", "transition model"]);
     refuses(&["--method", "sarsa"], &["'sarsa'", "--method", "true-online"]);

@@ -22,8 +22,8 @@
 //! forward beside the activations, and Jᵀ is one backward pass.
 //!
 //! Deviations from the paper: Â is a generalised advantage estimate (Schulman et al. 2015, arXiv:1506.02438),
-//! normalised, and F is damped, as in the authors' program (modular_rl), but F is of the whole batch; a critic
-//! that learns by Adam and β = 0.8 are Stable-Baselines3's; Â looks beyond time limits (Pardo et al. 2018,
+//! normalised, F is damped and of the whole batch (there of a tenth), as in the authors' program (modular_rl);
+//! a critic that learns by Adam and β = 0.8 are sb3-contrib's; Â looks beyond time limits (Pardo et al. 2018,
 //! arXiv:1712.00378). As in the paper, no running statistics scale observations.
 //!
 //! Run `cargo run -p trpo`: 475 (Gymnasium's threshold) or more on CartPole-v1, 100,000 steps, five seconds.

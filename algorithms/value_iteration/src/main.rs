@@ -7,7 +7,8 @@
 //! that of its best action, and the value of an action is its reward plus the value of the state it
 //! leads to. Repeating that equation as an assignment, from any values, makes their distance from the
 //! optimal ones smaller by the factor γ each time. The best policy takes, in each state, the action
-//! that the values say is best.
+//! that the values say is best. (With γ = 1 and steps that cost nothing, to wait is among the best for
+//! ever, and the first of the best may be that.)
 //!
 //! With the model `p(s',r|s,a)` and `V(s') = 0` where the episode terminated:
 //!
@@ -62,7 +63,7 @@ struct Args {
     #[command(flatten)]
     #[serde(flatten)]
     run: RunArgs,
-    /// Discount, γ. With 1, values may grow without end
+    /// Discount, γ. With 1, values may grow without end, and where waiting is free the policy may wait for ever
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
     /// Accuracy, θ: it ends when a sweep changes no value by as much
@@ -174,7 +175,10 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let env = envs::make(&args.run.env_id)?;
     let Some(model) = env.model() else {
-        let has_model = |entry: &envs::Registration| (entry.make)().is_ok_and(|env| env.model().is_some());
+        let has_model = |entry: &envs::Registration| {
+            let env = (entry.make)();
+            env.is_ok_and(|env| env.model().is_some() && env.spec().discrete_to_discrete("").is_ok())
+        };
         let registered = [envs::toy_text::registered(), envs::textbook::registered()].concat();
         let known: Vec<&str> =
             registered.iter().filter(|entry| has_model(entry)).map(|entry| entry.id).collect();
@@ -184,6 +188,7 @@ fn train(args: Args) -> Result<()> {
             known.join(", ")
         ));
     };
+    env.spec().discrete_to_discrete("value_iteration")?; // an observation is the index of the state
     let max_episode_steps = env.spec().episode_limit();
     let mut iteration = ValueIteration::new(model, &args);
     let mut policy = Vec::new(); // π as it was after the last sweep, [num_states]

@@ -194,3 +194,15 @@ fn pinned_run_that_is_cut_off() {
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "cut_off", &args, train);
 }
+
+/// Without a discount it is worth as much to walk against the wall first: the first of the best actions does.
+#[test]
+fn without_a_discount_the_greedy_policy_may_wait_for_ever() {
+    let model = model_of("FrozenLake-v1-deterministic");
+    let of = |gamma: &str| {
+        let (iteration, _) = solve(&model, &[gamma]);
+        (iteration.value_start(), iteration.expected_episode(&iteration.greedy_policy(), 100).0)
+    };
+    assert_eq!(of("--gamma=1"), (1.0, 0.0));
+    assert_eq!(of("--gamma=0.99").1, 1.0);
+}

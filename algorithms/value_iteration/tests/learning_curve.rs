@@ -29,6 +29,7 @@ fn a_saved_model_evaluates_alike() {
 fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(VALUE_ITERATION, args, mentions);
     let with_models = ["transition model", "FrozenLake-v1, FrozenLake-v1-deterministic", "Gambler-v0"];
+    refuses(&["--env-id", "Baird-v0"], &["Baird-v0", "Discrete observations"]);
     refuses(&["--env-id", "CartPole-v1"], &[&["CartPole-v1"], &with_models[..]].concat());
     refuses(&["--env-id", "BlockingMaze-v0"], &[&["BlockingMaze-v0"], &with_models[..]].concat());
     refuses(&["--gamma", "1.01"], &["'1.01'", "--gamma", "0 to 1"]);

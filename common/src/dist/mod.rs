@@ -24,8 +24,9 @@
 //!
 //! Whatever goes wrong on one rank ends them all: [`launch`] returns its error or passes on its
 //! panic, and `mpirun` ends with the exit code that the program would have had. A rank notices at
-//! its next message. Where machines may fail, start it again from its last checkpoint until it is
-//! done:
+//! its next message. A rank that returns without an error while another still waits for it is a fault
+//! of the program: threads end with an error, processes wait for each other forever. Where machines may
+//! fail, start it again from its last checkpoint until it is done:
 //!
 //! ```text
 //! RUN=/shared/run; JOB="mpirun -n 64 --hostfile hosts /shared/es --workers 64"
@@ -69,7 +70,7 @@ impl World {
     /// wait for that: two ranks that both send first could wait for each other forever.
     ///
     /// # Errors
-    /// Rank `to` has ended.
+    /// Rank `to` is a thread that has ended. With processes this is not noticed here.
     pub fn send<T: Serialize + ?Sized>(&self, to: usize, value: &T) -> Result<()> {
         self.link.send(to, postcard::to_stdvec(value)?)
     }

@@ -1,21 +1,41 @@
 //! Ranks as processes that `mpirun` started.
 
 use super::{Link, World};
-use crate::cli;
+use crate::{cli, interrupt};
 use anyhow::Context;
 use envs::Result;
 use mpi::Threading;
 use mpi::topology::SimpleCommunicator;
 use mpi::traits::*;
 
+/// MPI counts bytes with an `i32`. A longer message goes in parts: after one of exactly this length
+/// there is another, which may be empty.
+const LONGEST: usize = i32::MAX as usize;
+
 impl Link for SimpleCommunicator {
     fn send(&self, to: usize, message: Vec<u8>) -> Result<()> {
-        self.process_at_rank(to as i32).send(&message[..]);
-        Ok(())
+        let process = self.process_at_rank(to as i32);
+        let mut rest = &message[..];
+        loop {
+            let (part, others) = rest.split_at(rest.len().min(LONGEST));
+            process.send(part);
+            if part.len() < LONGEST {
+                return Ok(());
+            }
+            rest = others;
+        }
     }
 
     fn receive(&self, from: usize) -> Result<Vec<u8>> {
-        Ok(self.process_at_rank(from as i32).matched_probe().matched_receive_vec().0)
+        let process = self.process_at_rank(from as i32);
+        let mut message: Vec<u8> = process.matched_probe().matched_receive_vec().0;
+        let mut last = message.len();
+        while last == LONGEST {
+            let part: Vec<u8> = process.matched_probe().matched_receive_vec().0;
+            last = part.len();
+            message.extend(part);
+        }
+        Ok(message)
     }
 }
 
@@ -32,13 +52,16 @@ pub(super) fn launch(job: impl Fn(&World) -> Result<()>) -> Result<()> {
     }));
     let communicator = universe.world();
     let (rank, size) = (communicator.rank() as usize, communicator.size() as usize);
-    if rank != 0 {
-        // Ctrl-C reaches every rank. Rank 0 saves what was learned, which it needs the others for,
-        // and then ends them.
-        ctrlc::set_handler(|| {}).context("installing the Ctrl-C handler")?;
-    }
     let world = World { rank, size, link: Box::new(communicator) };
-    if let Err(error) = job(&world) {
+    let run = || {
+        if rank != 0 {
+            // Ctrl-C reaches every rank. Rank 0 saves what was learned, which it needs the others for,
+            // and then ends them.
+            interrupt::take_over(|| {})?;
+        }
+        job(&world)
+    };
+    if let Err(error) = run() {
         let code = cli::report(&error);
         universe.world().abort(i32::from(code));
     }

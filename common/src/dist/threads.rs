@@ -1,6 +1,7 @@
 //! Ranks as threads: a channel from each rank to each.
 
 use super::{Link, World};
+use anyhow::Context;
 use envs::Result;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -54,7 +55,9 @@ pub(super) fn launch(workers: usize, job: impl Fn(&World) -> Result<()> + Sync) 
         let mut threads = Vec::with_capacity(workers);
         for (rank, link) in connect(workers).into_iter().enumerate() {
             let run = move || job(&World { rank, size: workers, link: Box::new(link) });
-            threads.push(thread::Builder::new().name(format!("rank {rank}")).spawn_scoped(scope, run)?);
+            let builder = thread::Builder::new().name(format!("rank {rank}")).stack_size(8 << 20);
+            let thread = builder.spawn_scoped(scope, run);
+            threads.push(thread.with_context(|| format!("--workers {workers}: starting rank {rank}"))?);
         }
         Ok(threads.into_iter().map(|thread| thread.join()).collect())
     })?;

@@ -128,7 +128,8 @@ impl Adam {
         Ok((loss1 + loss2, Tensor::cat(&[others1, others2], 0)?))
     }
 
-    /// Takes a step along `grads`. Parameters without a gradient stay as they are.
+    /// Takes a step along `grads`. Parameters without a gradient stay as they are. Unlike PyTorch's, t
+    /// counts the steps of all parameters together, also those in which one has no gradient.
     ///
     /// # Errors
     /// A gradient that is not finite, or whose square is not; no parameter has then changed.
@@ -217,10 +218,15 @@ impl Persist for Adam {
     fn load(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         let mut saved = Saved { step: 0, learning_rate: 0.0, moments: Vec::new() };
         saved.load(bytes)?;
-        anyhow::ensure!(saved.moments.len() == self.vars.len(), "optimiser of other parameters");
+        let (found, wanted) = (saved.moments.len(), self.vars.len());
+        anyhow::ensure!(found == wanted, "it holds moments of {found} parameters, not of {wanted}");
+        for (i, (var, (m, v))) in self.vars.iter().zip(&saved.moments).enumerate() {
+            let wanted = var.elem_count();
+            for len in [m.len(), v.len()] {
+                anyhow::ensure!(len == wanted, "its parameter {i} has {len} moments, not {wanted}");
+            }
+        }
         for ((var, slot), (m, v)) in self.vars.iter().zip(&mut self.moments).zip(saved.moments) {
-            let len = var.elem_count();
-            anyhow::ensure!(m.len() == len && v.len() == len, "optimiser of other parameters");
             *slot = match slot {
                 Moments::Host(..) => Moments::Host(m, v),
                 Moments::Device(..) => Moments::Device(
@@ -249,12 +255,16 @@ impl Persist for VarMap {
         let mut values: Vec<(String, Vec<f32>)> = Vec::new();
         values.load(bytes)?;
         let vars = self.named_vars();
-        anyhow::ensure!(vars.len() == values.len(), "parameters of another network");
-        for ((name, var), (saved, values)) in vars.iter().zip(values) {
+        let (found, wanted) = (values.len(), vars.len());
+        anyhow::ensure!(found == wanted, "it holds {found} parameters, not {wanted}");
+        for ((name, var), (saved, values)) in vars.iter().zip(&values) {
+            let (found, wanted) = (values.len(), var.elem_count());
             anyhow::ensure!(
-                *name == saved && values.len() == var.elem_count(),
-                "parameters of another network"
+                name == saved && found == wanted,
+                "its parameter {saved} has {found} numbers, {name} takes {wanted}"
             );
+        }
+        for ((_, var), (_, values)) in vars.iter().zip(values) {
             var.set(&Tensor::from_vec(values, var.shape(), var.device())?)?;
         }
         Ok(())

@@ -35,8 +35,9 @@ impl Table {
             probs.extend(row.iter().map(|z| (z - max).exp()));
             let total: f32 = probs[start..].iter().sum();
             probs[start..].iter_mut().for_each(|p| *p /= total);
-            let log_total = max + total.ln(); // ln Σ exp(z)
-            log_probs.extend(row.iter().map(|z| z - log_total));
+            // Not z − (max + ln Σ): where logits are large, that sum rounds its logarithm away.
+            let log_total = total.ln();
+            log_probs.extend(row.iter().map(|z| (z - max) - log_total));
         }
         Ok(Self { num_actions, log_probs, probs })
     }
@@ -70,22 +71,26 @@ impl Categorical {
     }
 
     /// One action a ~ π for each row, `[batch]` (u32), each from one uniform number of `rng`.
+    ///
+    /// # Errors
+    /// Logits of which no action has a probability, such as NaN.
     pub fn sample(&self, rng: &mut Rng) -> Result<Tensor> {
         let (batch, num_actions) = self.logits.dims2()?;
         let probabilities = self.probabilities()?;
-        let actions: Vec<u32> = probabilities
-            .chunks_exact(num_actions)
-            .map(|row| {
-                let mut left = rng.random::<f32>();
-                let chosen = row.iter().position(|probability| {
-                    left -= probability;
-                    left < 0.0
-                });
-                // Where rounding leaves nothing to the last: the last that can happen at all.
-                let last = || row.iter().rposition(|&probability| probability > 0.0);
-                chosen.or_else(last).unwrap_or_default() as u32
-            })
-            .collect();
+        let mut actions = Vec::with_capacity(batch);
+        for row in probabilities.chunks_exact(num_actions) {
+            let mut left = rng.random::<f32>();
+            let chosen = row.iter().position(|probability| {
+                left -= probability;
+                left < 0.0
+            });
+            // Where rounding leaves nothing to the last: the last that can happen at all.
+            let last = || row.iter().rposition(|&probability| probability > 0.0);
+            let Some(action) = chosen.or_else(last) else {
+                bail!("no action has a probability: the logits are not finite");
+            };
+            actions.push(action as u32);
+        }
         Tensor::from_vec(actions, batch, self.logits.device())
     }
 
@@ -94,19 +99,22 @@ impl Categorical {
         self.logits.argmax(D::Minus1)
     }
 
-    /// ln π(aᵢ) of the actions `[batch]` (u32), as `[batch]`.
+    /// ln π(aᵢ) of the actions `[batch]` (u32, on any device), as `[batch]`.
     ///
     /// # Errors
     /// Actions of another number or type, or out of range.
     pub fn log_prob(&self, actions: &Tensor) -> Result<Tensor> {
         let Some(table) = &self.table else {
             let log_probs = log_softmax(&self.logits)?;
-            return log_probs.gather(&actions.unsqueeze(1)?, 1)?.squeeze(1);
+            return log_probs.gather(&actions.to_device(self.logits.device())?.unsqueeze(1)?, 1)?.squeeze(1);
         };
-        let actions = actions.to_vec1()?;
+        let actions: Vec<u32> = actions.to_vec1()?;
         let (batch, num_actions) = self.logits.dims2()?;
-        if actions.len() != batch || actions.iter().any(|&a: &u32| a as usize >= num_actions) {
-            bail!("{} actions for {batch} rows of {num_actions} logits, or one out of range", actions.len());
+        if actions.len() != batch {
+            bail!("{} actions for {batch} rows of logits", actions.len());
+        }
+        if let Some(a) = actions.iter().find(|&&a| a as usize >= num_actions) {
+            bail!("action {a}: 0 to {} is accepted", num_actions - 1);
         }
         self.logits.apply_op1(LogProb { table: table.clone(), actions })
     }

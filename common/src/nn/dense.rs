@@ -22,6 +22,12 @@ pub enum Activation {
     Tanh,
 }
 
+/// max(z, 0), and NaN for NaN as PyTorch has it, where `f32::max` would hide a network that has diverged.
+#[inline(always)]
+fn relu(z: f32) -> f32 {
+    if z < 0.0 { 0.0 } else { z }
+}
+
 impl Activation {
     /// z ← φ(z + b), for each row of z `[batch, out_dim]`.
     fn apply_with_bias(self, z: &mut [f32], bias: &[f32]) {
@@ -40,7 +46,7 @@ impl Activation {
         }
         match self {
             Activation::Identity => rows(z, bias, |z| z),
-            Activation::Relu => rows(z, bias, |z| z.max(0.0)),
+            Activation::Relu => rows(z, bias, relu),
             Activation::Tanh => rows(z, bias, simd::tanh),
         }
     }
@@ -51,7 +57,7 @@ impl Activation {
             Activation::Identity => {}
             Activation::Relu => simd::vectorize(
                 #[inline(always)]
-                || z.iter_mut().for_each(|z| *z = z.max(0.0)),
+                || z.iter_mut().for_each(|z| *z = relu(*z)),
             ),
             Activation::Tanh => simd::vectorize(
                 #[inline(always)]
@@ -88,7 +94,7 @@ impl Activation {
             let (grad, y) = (slice(grad, grad_layout)?, slice(y, y_layout)?);
             match self {
                 Activation::Identity => rows(&mut sums, grad, y, |g, _| g),
-                Activation::Relu => rows(&mut sums, grad, y, |g, y| if y > 0.0 { g } else { 0.0 }),
+                Activation::Relu => rows(&mut sums, grad, y, |g, y| if y <= 0.0 { 0.0 } else { g }),
                 Activation::Tanh => rows(&mut sums, grad, y, |g, y| g * (1.0 - y * y)),
             }
         };
@@ -107,7 +113,7 @@ pub struct Linear {
 /// A layer initialised as PyTorch does: W and b uniform in ±1/√in_dim (Kaiming uniform with
 /// a = √5).
 pub fn linear(in_dim: usize, out_dim: usize, vb: VarBuilder) -> Result<Linear> {
-    let bound = 1.0 / (in_dim as f32).sqrt();
+    let bound = if in_dim > 0 { 1.0 / (in_dim as f32).sqrt() } else { 0.0 };
     let init = Init::Uniform { lo: -bound, up: bound };
     Linear::create(in_dim, out_dim, init, init, vb)
 }
@@ -362,7 +368,8 @@ impl<'a> Matrix<'a> {
 
 /// out += a b, with out `[m, n]` row-major, a `[m, k]`, b `[k, n]`.
 pub(super) fn matmul_add(m: usize, n: usize, k: usize, out: &mut [f32], a: Matrix, b: Matrix) {
-    multiply(m, n, k, out.as_mut_ptr(), out.len(), true, a, b);
+    // SAFETY: `out` is a slice, initialised and borrowed by nobody else; `multiply` checks its length.
+    unsafe { multiply(m, n, k, out.as_mut_ptr(), out.len(), true, a, b) };
 }
 
 /// a b, with a `[m, k]` and b `[k, n]`, as `[m, n]` row-major.
@@ -371,14 +378,20 @@ pub(super) fn matmul(m: usize, n: usize, k: usize, a: Matrix, b: Matrix) -> Vec<
         return vec![0.0; m * n];
     }
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
-    multiply(m, n, k, out.as_mut_ptr(), m * n, false, a, b);
-    // SAFETY: the capacity is m n and `multiply` has written all of these elements (k > 0).
+    // SAFETY: the capacity is m n, in memory of its own, and nothing is added to what is there.
+    unsafe { multiply(m, n, k, out.as_mut_ptr(), m * n, false, a, b) };
+    // SAFETY: `multiply` has written all of these elements (k > 0).
     unsafe { out.set_len(m * n) };
     out
 }
 
+/// out ← a b, or out ← out + a b where it is to `add`, with out `[m, n]` row-major.
+///
+/// # Safety
+/// `out` is valid for writes of `len` elements, which are initialised where it is to `add`, and
+/// overlaps neither a nor b.
 #[allow(clippy::too_many_arguments)]
-fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, a: Matrix, b: Matrix) {
+unsafe fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, a: Matrix, b: Matrix) {
     if m == 0 || n == 0 || k == 0 {
         return;
     }
@@ -388,8 +401,8 @@ fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, 
         2.. if m * n * k >= 1 << 24 => gemm::Parallelism::Rayon(parallel::threads()),
         _ => gemm::Parallelism::None,
     };
-    // SAFETY: `out` points to m n writable elements (initialised ones when `add`), and the
-    // assertion above keeps every element of a and b that the strides reach inside its slice.
+    // SAFETY: the caller vouches for `out`, and the assertion above keeps every element of a and b
+    // that the strides reach inside its slice.
     unsafe {
         gemm::gemm(
             m,

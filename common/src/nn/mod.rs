@@ -11,12 +11,14 @@
 //!   `layer.forward(x)?.relu()`. There is no orthogonal initialisation and no
 //!   [`Linear::detach`], for which weight and bias are detached by hand.
 //! - [`Conv2d`]: `candle_nn`'s, on images `[batch, channels, height, width]` where here the channels
-//!   come last, as environments give them.
+//!   come last, as environments give them. There is no [`conv2d_orthogonal`].
 //! - [`Adam`]: `candle_nn::AdamW` with a weight decay of 0, and clipping by hand. There is no
 //!   [`RmsProp`].
 //! - [`VarMap::gradients`], [`VarMap::values`]: loops over the variables, flattened.
+//! - [`backward`]: `loss.backward()`. [`clip_grad_norm`]: a loop over the gradients.
 //! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
-//! - [`minimum`], [`maximum`], [`clamp`]: `Tensor`'s own methods of these names.
+//! - [`minimum`], [`maximum`], [`clamp`]: `Tensor`'s own methods of these names, and where one bound
+//!   of `clamp` is infinite the method for the other.
 //! - [`both`], [`side_by_side`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the
 //!   plain thing that their names say; they only let `--threads` work on parts side by side.
 

@@ -82,7 +82,14 @@ pub(super) fn threads() -> usize {
 mod tests {
     use super::*;
 
+    /// One test, because the number of threads is one for the whole process.
     #[test]
+    fn what_runs_side_by_side_keeps_its_order() {
+        both_give_the_same_on_one_thread_and_on_two();
+        parts_keep_their_order_and_the_first_error_counts();
+        both_sides_run_and_their_results_keep_their_order();
+    }
+
     fn both_give_the_same_on_one_thread_and_on_two() {
         let operation = |i: usize| Ok(i * 10);
         assert_eq!(both(operation).unwrap(), [0, 10]);
@@ -91,7 +98,6 @@ mod tests {
         assert_eq!(error.to_string(), "second");
     }
 
-    #[test]
     fn parts_keep_their_order_and_the_first_error_counts() {
         for threads in [1, 2, 3] {
             let run = |operation: fn(u32) -> anyhow::Result<u32>| {
@@ -107,7 +113,6 @@ mod tests {
         assert!(side_by_side(Vec::new(), |(): ()| Ok(())).unwrap().is_empty());
     }
 
-    #[test]
     fn both_sides_run_and_their_results_keep_their_order() {
         for threads in [1, 2, 3] {
             let inside = || {

@@ -3,7 +3,7 @@
 use super::gradients::{Pass, clip_scale, flush, global_norm, of_store, split};
 use super::{VarMap, backward, simd};
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{Result, Tensor, Var, bail};
 use envs::persist::Persist;
 use serde::{Deserialize, Serialize};
 
@@ -164,10 +164,15 @@ impl RmsProp {
     /// # Errors
     /// Those of other parameters.
     pub fn set_mean_squares(&mut self, values: Vec<Vec<f32>>) -> Result<()> {
-        let lengths = |values: &[Vec<f32>]| values.iter().map(Vec::len).collect::<Vec<_>>();
-        let expected: Vec<_> = self.vars.iter().map(|var| var.elem_count()).collect();
-        if lengths(&values) != expected {
-            candle_core::bail!("optimiser of other parameters");
+        let (found, wanted) = (values.len(), self.vars.len());
+        if found != wanted {
+            bail!("it holds moments of {found} parameters, not of {wanted}");
+        }
+        for (i, (var, v)) in self.vars.iter().zip(&values).enumerate() {
+            let (found, wanted) = (v.len(), var.elem_count());
+            if found != wanted {
+                bail!("its parameter {i} has {found} moments, not {wanted}");
+            }
         }
         let state = |(var, v): (&Var, Vec<f32>)| {
             Ok(match var.device().is_cpu() && var.is_contiguous() {

@@ -98,7 +98,7 @@ impl VarBuilder {
     /// Parameters of `map` on `device`. Only `DType::F32` exists here; the argument keeps
     /// `candle_nn`'s signature.
     pub fn from_varmap(map: &VarMap, dtype: DType, device: &Device) -> Self {
-        debug_assert_eq!(dtype, DType::F32);
+        assert_eq!(dtype, DType::F32, "parameters are f32");
         Self { map: map.clone(), prefix: String::new(), device: device.clone() }
     }
 
@@ -133,17 +133,20 @@ pub fn copy_parameters(target: &VarMap, source: &VarMap) -> Result<()> {
 /// 2015, arXiv:1509.02971).
 ///
 /// # Errors
-/// The maps do not hold the same names and shapes.
+/// The maps do not hold the same names and shapes; no parameter has then changed.
 pub fn soft_update(target: &VarMap, source: &VarMap, tau: f64) -> Result<()> {
     let source = source.lock();
     let target = target.lock();
     if !target.vars.keys().eq(source.vars.keys()) {
-        bail!("target and source hold different parameters");
+        let names = |vars: &BTreeMap<String, Var>| vars.keys().cloned().collect::<Vec<_>>().join(", ");
+        bail!("the target holds {}, the source {}", names(&target.vars), names(&source.vars));
+    }
+    for ((name, t), s) in target.vars.iter().zip(source.vars.values()) {
+        if t.shape() != s.shape() {
+            bail!("parameter {name} has shape {:?} in the target, {:?} in the source", t.shape(), s.shape());
+        }
     }
     for (t, s) in target.vars.values().zip(source.vars.values()) {
-        if t.shape() != s.shape() {
-            bail!("target and source have parameters of different shapes");
-        }
         if t.device().is_cpu() && t.is_contiguous() && s.is_contiguous() {
             t.as_tensor().inplace_op2(s.as_tensor(), &Lerp(tau as f32))?;
         } else {

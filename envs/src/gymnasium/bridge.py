@@ -91,6 +91,8 @@ def pack(code, values):
 def describe(space, role, dtypes):
     """What the other end must know of a space; refuses those that it has nothing for."""
     if isinstance(space, gymnasium.spaces.Discrete):
+        if role == "observation" and space.n > 2**24:
+            raise Refused(f"its {space} observations are more than the {2**24} that numbers of 32 bits tell apart")
         return {"Discrete": {"n": int(space.n)}}
     if isinstance(space, gymnasium.spaces.Box) and str(space.dtype) in dtypes:
         # As text, because JSON has no infinity.
@@ -190,7 +192,7 @@ class Atari:
 
     - the last four of these pictures are one observation, [84, 84, 4], the oldest first; a life's
       first picture fills them all;
-    - FIRE is pressed for the agent at the start of a life, where the game waits for it;
+    - FIRE is pressed for the agent at the start of a life, in games that have it, as some wait for it;
     - while training, a life that is lost ends the episode, though the game goes on in the next one,
       and rewards are clipped to [-1, 1]. In an evaluation an episode is a game with its true score.
     """
@@ -368,10 +370,8 @@ def main():
         try:
             import gymnasium
         except ModuleNotFoundError as error:
-            if error.name != "gymnasium":
-                raise
             raise Refused(
-                f"{sys.executable} has no package gymnasium; install it with `{sys.executable} -m pip install "
+                f"{sys.executable} has no package {error.name}; install it with `{sys.executable} -m pip install "
                 f"{GYMNASIUM}`, or name another interpreter in PLAINRL_PYTHON"
             ) from None
         try:

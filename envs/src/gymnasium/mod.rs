@@ -8,7 +8,7 @@
 //! Atari games, `gym:ALE/Pong-v5`, need the packages `ale-py` and `opencv-python-headless` too. They
 //! come as agents have been shown them since Mnih et al. (2015, Nature 518:529): up to 30 no-ops at
 //! the start, each action taken for four frames, of the last two the maximum, grey, 84 × 84, four
-//! such pictures stacked as channels, FIRE pressed where a game waits for it. While training a life
+//! such pictures stacked as channels, FIRE pressed at the start of a life where a game has it. While training a life
 //! that is lost ends the episode and rewards are clipped to [−1, 1]; [`Purpose::Evaluation`] plays
 //! whole games for their true scores. (`v5` repeats the last action with probability ¼, as Machado
 //! et al. 2018, arXiv:1709.06009, recommend; earlier results are without.)
@@ -323,7 +323,8 @@ fn read_observations(data: &[u8], bytes: bool, observations: &mut [f32]) {
 /// environments; [`crate::VecEnv::make`] runs all its copies in one process.
 ///
 /// Each reset seeds the environment from the generator it is given. The state is the observation
-/// followed by the bytes of Python's pickle, one number a byte.
+/// followed by the bytes of Python's pickle, one number a byte. Python's environments keep a generator
+/// of their own in it: a plan that is tried from a state sees the draws that are to come.
 ///
 /// # Errors
 /// As [`Bridge::new`].

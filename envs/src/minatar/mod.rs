@@ -239,6 +239,10 @@ impl<G: Game> Env for MinAtar<G> {
         Ok(())
     }
 
+    fn forget(&mut self) {
+        self.last_move = Move::Stay;
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         self.step_with(action.index(), rng)
     }

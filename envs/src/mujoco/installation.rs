@@ -95,7 +95,8 @@ struct Packages {
 
 fn missing<T>(what: &str, asked: &Option<Packages>) -> Result<T> {
     let python = asked.as_ref().map_or("python3", |packages| &packages.python);
-    invalid(format!("MuJoCo tasks: {what} is not installed for {python}; install it with: {INSTALL}"))
+    let install = INSTALL.replacen("python3", python, 1);
+    invalid(format!("MuJoCo tasks: {what} is not installed for {python}; install it with: {install}"))
 }
 
 fn ask_python(python: Option<&OsString>) -> Result<Packages> {
@@ -171,6 +172,7 @@ mod tests {
     fn an_interpreter_without_the_packages_gets_the_install_command() {
         // `true` succeeds and prints nothing, like a Python that has neither package.
         let message = refusal(&Overrides { python: Some("true".into()), ..Overrides::default() });
-        assert!(message.contains("libmujoco is not installed") && message.contains(INSTALL), "{message}");
+        let install = INSTALL.replacen("python3", "true", 1); // for this interpreter
+        assert!(message.contains("libmujoco is not installed") && message.contains(&install), "{message}");
     }
 }

@@ -150,7 +150,8 @@ unsafe extern "C" fn warn(message: *const c_char) {
     if !message.is_null() && !COMPILING.get() && !WARNED.swap(true, Ordering::Relaxed) {
         // SAFETY: MuJoCo passes a string that ends with a zero byte and lives during this call.
         let message = unsafe { CStr::from_ptr(message) };
-        eprintln!("MuJoCo: {}", message.to_string_lossy());
+        // `eprintln` would panic at a closed pipe, and no panic may cross MuJoCo's frames.
+        let _ = writeln!(std::io::stderr(), "MuJoCo: {}", message.to_string_lossy());
     }
 }
 
@@ -305,7 +306,7 @@ impl Library {
         Ok(model)
     }
 
-    /// Checks every offset and state mask on a model whose quantities are known by hand.
+    /// Checks every offset, and every state mask but INTEGRATION, on a model whose quantities are known by hand.
     ///
     /// A block of 3 kg slides along x against dry friction of 5 N and a damper, pushed by a motor
     /// whose gear makes 8 N of the control 2, and from outside by 7 N along y.
@@ -816,7 +817,7 @@ mod tests {
     #[test]
     fn an_error_in_the_engine_ends_the_program_with_one_line() {
         if Library::get().is_err() {
-            println!("SKIPPED: MuJoCo is not installed"); // `tests.rs` refuses that where it must not be
+            let _ = writeln!(std::io::stderr(), "SKIPPED: MuJoCo is not installed"); // `tests.rs` refuses that where it must not be
             return;
         }
         let dir = tempfile::tempdir().unwrap();

@@ -122,6 +122,10 @@ impl Env for ChangingMaze {
         Ok(())
     }
 
+    fn forget(&mut self) {
+        self.steps = 0; // the maze as it was
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let field = self.field;
         let maze = self.now();

@@ -36,7 +36,8 @@ use crate::{Canvas, Env, Registration, Result, canvas::palette, toy_text::draw_f
 
 /// This family's environments. What follows the version is the same problem with other arguments:
 /// `-discrete` has a few actions in place of a continuous one, `-kings` moves like a king in chess and
-/// `-stochastic` does so in a wind that varies. `-mbbl` is as that library has it.
+/// `-stochastic` does so in a wind that varies, `-second` plays second and `-both` both sides, `-noiseless` is
+/// without noise. `-mbbl` is as that library has it.
 pub fn registered() -> Vec<Registration> {
     vec![
         Registration { id: "SwingPendulum-v0", make: || limited(SwingPendulum::new(false)) },

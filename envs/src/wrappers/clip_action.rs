@@ -39,6 +39,10 @@ impl<E: Env> Env for ClipAction<E> {
         self.env.reset(rng)
     }
 
+    fn forget(&mut self) {
+        self.env.forget();
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let bounds = self.low.iter().zip(&self.high);
         for ((clipped, action), (low, high)) in self.clipped.iter_mut().zip(action.vector()).zip(bounds) {

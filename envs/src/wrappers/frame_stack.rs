@@ -76,6 +76,10 @@ impl<E: Env> Env for FrameStack<E> {
         Ok(())
     }
 
+    fn forget(&mut self) {
+        self.env.forget();
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let step = self.env.step(action, rng)?;
         self.frames.copy_within(self.dim.., 0);

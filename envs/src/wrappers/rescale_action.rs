@@ -50,6 +50,10 @@ impl<E: Env> Env for RescaleAction<E> {
         self.env.reset(rng)
     }
 
+    fn forget(&mut self) {
+        self.env.forget();
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let bounds = self.low.iter().zip(&self.high);
         for ((rescaled, action), (low, high)) in self.rescaled.iter_mut().zip(action.vector()).zip(bounds) {

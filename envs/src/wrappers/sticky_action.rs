@@ -51,6 +51,10 @@ impl<E: Env> Env for StickyAction<E> {
         self.env.reset(rng)
     }
 
+    fn forget(&mut self) {
+        self.env.forget();
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let repeat = self.sticks && rng.random_bool(self.probability);
         self.sticks = true;

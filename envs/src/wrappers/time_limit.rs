@@ -28,6 +28,10 @@ impl<E: Env> Env for TimeLimit<E> {
         self.env.reset(rng)
     }
 
+    fn forget(&mut self) {
+        self.env.forget();
+    }
+
     fn step(&mut self, action: Action<'_>, rng: &mut Rng) -> Result<Step> {
         let step = self.env.step(action, rng)?;
         self.elapsed = self.elapsed.saturating_add(1);

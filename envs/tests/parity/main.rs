@@ -14,6 +14,7 @@ mod tabular;
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 /// What replaying one recording came to.
@@ -123,7 +124,9 @@ fn every_recording_is_replayed() {
         .filter(|path| path.extension().is_some_and(|ext| ext == "json"))
         .collect();
     files.sort();
-    assert!(!files.is_empty(), "{} holds no recordings", folder.display());
+    let ours = std::env::var_os("GOLDEN_DIR").is_none();
+    let found = files.len();
+    assert!(if ours { found == 37 } else { found > 0 }, "{} holds {found} recordings", folder.display());
 
     let (mut replayed, mut skipped, mut failures) = (0, 0, Vec::new());
     for path in &files {
@@ -135,7 +138,8 @@ fn every_recording_is_replayed() {
                 replayed += 1;
             }
             Ok(Outcome::Skipped(why)) => {
-                println!("{name:45} SKIPPED: {why}");
+                // Not `println`, which the harness keeps to itself.
+                let _ = writeln!(std::io::stderr(), "{name:45} SKIPPED: {why}");
                 skipped += 1;
             }
             Err(error) => failures.push(format!("{error:#}")),
@@ -143,5 +147,4 @@ fn every_recording_is_replayed() {
     }
     println!("{replayed} recordings replayed, {skipped} skipped, {} failed", failures.len());
     assert!(failures.is_empty(), "{}", failures.join("\n"));
-    assert_eq!(replayed + skipped, files.len());
 }
