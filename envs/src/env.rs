@@ -101,7 +101,8 @@ impl Spec {
     }
 
     /// Sizes `(observation_dim, action_dim)` for an algorithm that wants vector observations and
-    /// continuous actions, bounded or not ([`Spec::action_range`] refuses the latter); refuses other spaces, naming `algorithm`.
+    /// continuous actions, bounded or not ([`Spec::action_range`] refuses the latter); refuses other spaces,
+    /// naming `algorithm`.
     pub fn box_to_box(&self, algorithm: &str) -> Result<(usize, usize)> {
         match (&self.observation_space, &self.action_space) {
             (Space::Box { .. }, Space::Box { .. }) => {
@@ -361,5 +362,35 @@ mod tests {
         assert_ne!(first(learner_rng(1)), first(rng(1, 0)));
         assert_ne!(first(parameters_rng(1)), first(rng(1, 0)));
         assert_eq!(first(learner_rng(3)), first(learner_rng(3)));
+    }
+
+    #[test]
+    fn three_dimensions_are_an_image_or_refused() {
+        let sizes = |shape: &[usize], low: f32, high: f32| {
+            let size = shape.iter().product();
+            let observation_space =
+                Space::Box { shape: shape.to_vec(), low: vec![low; size], high: vec![high; size] };
+            let spec = Spec {
+                id: "Walk-v0".into(),
+                observation_space,
+                action_space: Space::Discrete { n: 2 },
+                max_episode_steps: None,
+                reward_threshold: None,
+            };
+            spec.box_or_image_to_discrete("ppo").map_err(|error| error.to_string())
+        };
+        assert_eq!(sizes(&[7], f32::NEG_INFINITY, f32::INFINITY), Ok((7, 2)));
+        assert_eq!(sizes(&[2, 3], -1.0, 1.0), Ok((6, 2)));
+        assert_eq!(sizes(&[3, 3, 4], 0.0, 255.0), Ok((36, 2)));
+        let refused = [
+            (sizes(&[3, 3, 4], -1.0, 1.0), "from 0 to one finite bound"),
+            (sizes(&[3, 3, 4], 0.0, f32::INFINITY), "from 0 to one finite bound"),
+            (sizes(&[2, 9, 1], 0.0, 1.0), "images of 3 x 3 or more"),
+            (sizes(&[9, 2, 1], 0.0, 1.0), "images of 3 x 3 or more"),
+        ];
+        for (result, why) in refused {
+            let error = result.unwrap_err();
+            assert!(error.starts_with("--env-id Walk-v0: ppo needs ") && error.contains(why), "{error}");
+        }
     }
 }

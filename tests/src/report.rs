@@ -229,6 +229,14 @@ fn reference(measure: &Measure) -> String {
     format!("{sign} {}", reference.value)
 }
 
+/// What a measure is, in brackets; nothing for what most measures are.
+fn other_than_evaluation(measure: &Measure) -> String {
+    match measure.metric.as_str() {
+        "eval/episodic_return" => String::new(),
+        _ => format!(" ({})", describe(measure)),
+    }
+}
+
 /// What a measure is, in words.
 fn describe(measure: &Measure) -> String {
     match (measure.metric.as_str(), measure.last) {
@@ -297,10 +305,7 @@ fn overview(rows: &[Row]) -> Result<String> {
             let mut name = format!("[{}]({algorithm}.md)", title(algorithm)?);
             for row in rows {
                 for (i, measure) in row.entry.measures.iter().enumerate() {
-                    let what = match measure.metric.as_str() {
-                        "eval/episodic_return" => String::new(),
-                        _ => format!(" ({})", describe(measure)),
-                    };
+                    let what = other_than_evaluation(measure);
                     page += &format!(
                         "| {name} | {} | {} | {}{what} | {} | {} | {} | {} |\n",
                         environment(&row.entry),
@@ -506,10 +511,7 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
             let with = |metric: &str| of_it().find(|(_, _, measure)| measure.metric == metric);
             let chosen = with("eval/episodic_return").or_else(|| with("charts/episodic_return"));
             let Some((row, index, measure)) = chosen.or_else(|| of_it().next()) else { continue };
-            let what = match measure.metric.as_str() {
-                "eval/episodic_return" => String::new(),
-                _ => format!(" ({})", describe(measure)),
-            };
+            let what = other_than_evaluation(measure);
             table += &format!(
                 "| [{}](algorithms/{algorithm}/src/main.rs) | {} | {} | [{}]({}){what} | {} | {} |\n",
                 title(algorithm)?,

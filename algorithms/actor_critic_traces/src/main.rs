@@ -36,7 +36,7 @@
 //!     ∂ln π/∂θ_μ = (a − μ)/σ² x                 ∂ln π/∂θ_σ = ((a − μ)²/σ² − 1) x
 //! ```
 //!
-//! `--scale-score`, the default, multiplies the last line by σ² (Degris et al.): step sizes need not shrink with σ.
+//! `--scale-score`, the default, multiplies the last line by σ² (Degris et al.): step sizes need no care for σ.
 //!
 //! The features x(s) are tiles: m grids lie over the state space, each shifted against the others, and a
 //! state lies in one tile of each; one more feature is always 1 (Sutton & Barto, section 9.5.4; grids

@@ -15,8 +15,8 @@
 //! ```
 //!
 //! Each worker is ε-greedy, with ε falling from 1 to a value that it draws for each episode: 0.1, 0.01 or
-//! 0.5, with probabilities 0.4, 0.3 and 0.3 (the paper: periodically). An episode that was cut by a time limit ends a sum too, but
-//! its last state has a value.
+//! 0.5, with probabilities 0.4, 0.3 and 0.3 (the paper: periodically). A time limit ends a sum too, but the
+//! last state then has a value.
 //!
 //! Deviations from the paper:
 //! - a gradient is always as old as it would be if all workers were equally fast: between the moment a

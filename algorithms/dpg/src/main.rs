@@ -3,13 +3,14 @@
 //! Silver, Lever, Heess, Degris, Wierstra & Riedmiller (2014), "Deterministic policy gradient algorithms",
 //! ICML: their COPDAC, with linear functions throughout.
 //!
-//! The gradient of a deterministic policy's value is the critic's slope in the action times the action's slope
-//! in the parameters: nothing has to be averaged over actions, and the policy may learn from whatever another
-//! one does (then, as in the paper, without the term for how Q itself changes with θ, so that it is no exact
-//! gradient: Imani, Graves & White 2018, arXiv:1811.09013). A critic of the right form, linear in how far an action is from the policy's, would give that
-//! gradient without bias if its slope had the least squared error; here it is fitted to values instead, as in
-//! the paper, which comes near. Its advantage part learns from noise around the policy's action which way to
-//! go, its value part what the state is worth anyhow.
+//! The gradient of a deterministic policy's value is the critic's slope in the action times the action's
+//! slope in the parameters: nothing has to be averaged over actions, and the policy may learn from whatever
+//! another one does (then, as in the paper, without the term for how Q itself changes with θ, so that it is
+//! no exact gradient: Imani, Graves & White 2018, arXiv:1811.09013). A critic of the right form, linear in
+//! how far an action is from the policy's, would give that gradient without bias if its slope had the least
+//! squared error; here it is fitted to values instead, as in the paper, which comes near. Its advantage part
+//! learns from noise around the policy's action which way to go, its value part what the state is worth
+//! anyhow.
 //!
 //! ```text
 //! policy       μ_θ(s) = θ φ(s)                                  φ(s): tile coding

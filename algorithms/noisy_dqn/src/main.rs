@@ -28,7 +28,8 @@
 //! ```
 //!
 //! With the same noise in both networks the target and what is moved towards it would be correlated, which
-//! biases the update. A step that was merely truncated by a time limit is not terminal: its next state has a value.
+//! biases the update. A step that was merely truncated by a time limit is not terminal: its next state has a
+//! value.
 //!
 //! Deviations from the paper:
 //! - vectors instead of images; the first dense layer is where the paper has its convolutions, and has

@@ -34,8 +34,8 @@
 //! networks. Our own: δ_t looks beyond a time limit, and the step size begins at 2.5e-3 (CleanRL: 2.5e-4, over
 //! five times as many steps). As in the paper, and unlike CleanRL, the critic's loss is not clipped.
 //!
-//! Run `cargo run -p ppo`: 475 or more on CartPole-v1 after 100,000 steps in about a second
-//! (475 is the return at which Gymnasium registers the task as solved).
+//! Run `cargo run -p ppo`: 475 or more, at which Gymnasium registers the task as solved, on CartPole-v1 after
+//! 100,000 steps in about a second with 82 of 85 seeds; the default, 1, ends at 285.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -100,7 +100,7 @@ struct Args {
     /// Largest norm of the gradient
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
     max_grad_norm: f64,
-    /// Stop a batch's updates after an epoch whose last minibatch found the policy moved this far (approximate KL)
+    /// Stop a batch's updates after an epoch whose last minibatch saw the policy this far moved (KL)
     #[arg(long, value_parser = cli::above_zero)]
     #[serde(skip_serializing_if = "Option::is_none")]
     target_kl: Option<f64>,

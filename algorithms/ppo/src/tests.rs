@@ -208,6 +208,16 @@ fn an_image_is_scaled_and_goes_through_a_convolution() {
     }
 }
 
+#[test]
+fn a_matrix_is_seen_as_one_row() {
+    let of = |shape: &[usize]| {
+        let space = Space::Box { shape: shape.to_vec(), low: vec![-1.0; 6], high: vec![1.0; 6] };
+        let ppo = Ppo::new(&space, 2, &[8], &args(&[])).unwrap();
+        ppo.values(&[0.1, -0.2, 0.3, -0.4, 0.5, -0.6]).unwrap()
+    };
+    assert_eq!(of(&[2, 3]), of(&[6]));
+}
+
 /// Everything that the defaults do, over four updates, with a step size that falls.
 #[test]
 fn pinned_run() {

@@ -92,7 +92,7 @@ struct Args {
     /// Largest norm of the gradient
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
     max_grad_norm: f64,
-    /// Stop a batch's updates after an epoch whose last minibatch found the policy moved this far (approximate KL)
+    /// Stop a batch's updates after an epoch whose last minibatch saw the policy this far moved (KL)
     #[arg(long, value_parser = cli::above_zero)]
     #[serde(skip_serializing_if = "Option::is_none")]
     target_kl: Option<f64>,

@@ -25,8 +25,9 @@
 //! false`); several environments, whose gradients are averaged (`--num-envs 1`); Adam, its step sizes
 //! falling to zero, in place of plain steps (`--optimizer sgd --anneal-lr false`). The critic is a network of
 //! its own, where both papers want a compatible one, linear in features that span ∇ln π_θ(a|s), so that its
-//! error does not bias the gradient. The factor γᵗ is left out (see `reinforce`). Where a time limit merely truncates an episode, δ looks beyond it, at an a' that is
-//! drawn in the true last state although nothing is done there.
+//! error does not bias the gradient. The factor γᵗ is left out (see `reinforce`). Where a time limit merely
+//! truncates an episode, δ looks beyond it, at an a' that is drawn in the true last state although nothing is
+//! done there.
 //!
 //! Run `cargo run -p q_actor_critic`: 450 or more on CartPole-v1 after 300,000 steps in seven seconds (there
 //! is no published number; 475 is the return at which Gymnasium registers the task as solved).

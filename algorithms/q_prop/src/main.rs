@@ -25,14 +25,14 @@
 //! `--variance-every 1` logs at each update the variance that one step's estimate of the gradient has under each
 //! η, summed over the parameters: `variance/none` … `variance/aggressive`, of the same steps and policy.
 //!
-//! Deviations from the paper: its actions are continuous, and Q's tangent at their mean stands for Q; here, where
-//! they can be counted, the expectation is exact. Policy and baseline make one step of Adam on each rollout, where
-//! the paper fits V before Â and may take TRPO's step; Â − η Ā is not centred; the critic learns after them, so that Ā
-//! knows nothing of the rollout, in a few steps on whole rollouts; step sizes fall to zero; where a time limit cuts an
-//! episode off, V stands for the rest. λ is 1, not 0.97, with which conservative η lost what four of four seeds had learned (η = 1 did not).
+//! Deviations from the paper: its actions are continuous, and Q's tangent at their mean stands for Q; here,
+//! where they can be counted, the expectation is exact. Policy and baseline make one step of Adam on each
+//! rollout, where the paper fits V before Â and may take TRPO's step; Â − η Ā is not centred; the critic
+//! learns after them, so that Ā knows nothing of the rollout, in a few steps on whole rollouts; step sizes
+//! fall to zero; beyond a time limit V stands for the rest. λ is 1: with 0.97 conservative η lost what four
+//! of four seeds had learned (η = 1 did not).
 //!
-//! Run `cargo run -p q_prop`: 475 or more (Gymnasium's threshold) on CartPole-v1 by the most probable
-//! actions after 300,000 steps in ten seconds, with each of fifteen seeds.
+//! Run `cargo run -p q_prop`: 475 (Gymnasium's threshold) or more on CartPole-v1 with each of fifteen seeds.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor, WithDType};

@@ -31,9 +31,9 @@
 //! - at first 1,000 steps are random, not 20,000; Adam's steps are 1e-3 and 2e-3, not 3e-4; batches are of
 //!   128, not 64; the replay buffer holds 100,000 transitions, not 1,000,000.
 //!
-//! Run `cargo run -p sac_discrete`: 500 on CartPole-v1 after 100,000 steps with fourteen seeds of fifteen (475
-//! is the return at which Gymnasium registers the task as solved). Images: `cargo run -p sac_discrete -- --env-id MinAtar/Breakout-v1
-//! --total-timesteps 1000000 --hidden-sizes 128 --learning-starts 5000`.
+//! Run `cargo run -p sac_discrete`: 500 on CartPole-v1 after 100,000 steps with fourteen seeds of fifteen
+//! (475 is the return at which Gymnasium registers the task as solved). Images: `cargo run -p sac_discrete --
+//! --env-id MinAtar/Breakout-v1 --total-timesteps 1000000 --hidden-sizes 128 --learning-starts 5000`.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
