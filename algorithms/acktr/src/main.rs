@@ -40,7 +40,7 @@ use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
 use clap::Parser;
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{Categorical, Init, Linear, VarBuilder, VarMap, backward, linear_orthogonal};
+use common::nn::{Categorical, Init, Linear, VarBuilder, VarMap, backward, linear_orthogonal, matmul};
 use common::run::Run;
 use serde::Serialize;
 use std::f64::consts::SQRT_2;
@@ -177,11 +177,11 @@ impl Network {
         for (layer, x) in self.layers.iter().zip(activations).rev() {
             // X ← ρ X + (1 − ρ) mean(x̄ x̄ᵀ),   G ← ρ G + (1 − ρ) mean(g gᵀ)
             for (average, rows) in [(&layer.x, &Tensor::cat(&[x, &ones], 1)?), (&layer.g, &g)] {
-                let of_batch = (rows.t()?.matmul(rows)? / batch as f64)?;
+                let of_batch = (matmul(&rows.t()?, rows)? / batch as f64)?;
                 average.set(&((average.as_detached_tensor() * decay)? + (of_batch * (1.0 - decay))?)?)?;
             }
             // g of the layer below: (Wᵀ g) ⊙ tanh'(z), where tanh' = 1 − x²
-            g = (g.matmul(layer.linear.weight())? * x.sqr()?.affine(-1.0, 1.0)?)?;
+            g = (matmul(&g, layer.linear.weight())? * x.sqr()?.affine(-1.0, 1.0)?)?;
         }
         Ok(())
     }
@@ -193,7 +193,7 @@ impl Network {
         for Layer { linear, x_inverse, g_inverse, .. } in &self.layers {
             let gradient = Tensor::cat(&[of(linear.weight())?, &of(linear.bias())?.unsqueeze(1)?], 1)?;
             // u = (G + (√λ/κ) I)⁻¹ ∇_W L (X + κ √λ I)⁻¹
-            let u = g_inverse.matmul(&gradient)?.matmul(x_inverse)?.detach();
+            let u = matmul(&matmul(g_inverse, &gradient)?, x_inverse)?.detach();
             quadratic += f64::from((&u * gradient)?.sum_all()?.to_scalar::<f32>()?);
             natural_gradients.push(u);
         }

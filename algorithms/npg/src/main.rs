@@ -43,7 +43,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, VecEnv, learner_rng};
-use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
+use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal, matmul};
 use common::{Run, cli, cli::RunArgs};
 use serde::Serialize;
 use std::f64::consts::SQRT_2;
@@ -117,9 +117,9 @@ impl Mlp {
         let y1 = self.hidden1.forward_tanh(observations)?;
         let y1_dot = ((1.0 - y1.sqr()?)? * v.hidden1.forward(observations)?)?;
         let y2 = self.hidden2.forward_tanh(&y1)?;
-        let z2_dot = (y1_dot.matmul(&self.hidden2.weight().t()?)? + v.hidden2.forward(&y1)?)?;
+        let z2_dot = (matmul(&y1_dot, &self.hidden2.weight().t()?)? + v.hidden2.forward(&y1)?)?;
         let y2_dot = ((1.0 - y2.sqr()?)? * z2_dot)?;
-        Ok((y2_dot.matmul(&self.output.weight().t()?)? + v.output.forward(&y2)?)?)
+        Ok((matmul(&y2_dot, &self.output.weight().t()?)? + v.output.forward(&y2)?)?)
     }
 }
 

@@ -34,7 +34,7 @@ use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
 use clap::Parser;
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
-use common::nn::{self, Adam, Conv2d, Init, Linear, VarBuilder, VarMap, clamp, conv2d, linear};
+use common::nn::{self, Adam, Conv2d, Init, Linear, VarBuilder, VarMap, clamp, conv2d, linear, matmul};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -354,7 +354,7 @@ impl Rainbow {
         // m_i = Σ_j max( 1 − |T_j − z_i| / Δz, 0 ) p_j(s_{t+k}, a*; θ⁻)
         let distances = t.unsqueeze(1)?.broadcast_sub(&self.support.t()?)?.abs()?; // [batch, i, j]
         let shares = distances.affine(-((n_atoms - 1) as f64) / (v_max - v_min), 1.0)?.relu()?;
-        Ok(shares.matmul(&next.exp()?.unsqueeze(2)?)?.squeeze(2)?.detach())
+        Ok(matmul(&shares, &next.exp()?.unsqueeze(2)?)?.squeeze(2)?.detach())
     }
 
     /// One step of θ towards the targets. L(θ), E[ Q(s_t, a_t; θ) ] and ℓ `[batch]` from before it.

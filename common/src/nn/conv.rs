@@ -18,8 +18,9 @@
 //! convolutions trained there can be loaded. (A dense layer after the flattened output sees the
 //! channels of one pixel side by side, not the pixels of one channel: its columns are permuted.)
 
-use super::dense::{Matrix, matmul, matmul_add, slice};
+use super::dense::slice;
 use super::gradients::of_parameter;
+use super::product::{Matrix, add_product, product};
 use super::{Activation, Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
@@ -370,7 +371,7 @@ impl CustomOp3 for Convolution {
             geometry.gather(images, patches);
             // y += patches · filters
             let (patches, filters) = (Matrix::rows(patches, patch), Matrix::rows(&filters, out_channels));
-            matmul_add(rows, out_channels, patch, y, patches, filters);
+            add_product(rows, out_channels, patch, y, patches, filters);
         }
         self.activation.apply(&mut y);
         Ok((CpuStorage::F32(y), (batch, out_height, out_width, out_channels).into()))
@@ -427,7 +428,7 @@ impl CustomOp2 for FilterGradient {
             let patches = &mut patches[..rows * patch];
             geometry.gather(images, patches);
             let (patches, g) = (Matrix::columns(patches, patch), Matrix::rows(g, out_channels));
-            matmul_add(patch, out_channels, rows, &mut filters, patches, g);
+            add_product(patch, out_channels, rows, &mut filters, patches, g);
         }
         let shape = (out_channels, channels, kernel_height, kernel_width);
         Ok((CpuStorage::F32(geometry.weight(&filters)), shape.into()))
@@ -460,7 +461,7 @@ impl CustomOp2 for ImageGradient {
         {
             let rows = g.len() / out_channels;
             let (g, filters) = (Matrix::rows(g, out_channels), Matrix::columns(&filters, out_channels));
-            geometry.scatter_add(&matmul(rows, patch, out_channels, g, filters), images);
+            geometry.scatter_add(&product(rows, patch, out_channels, g, filters), images);
         }
         Ok((CpuStorage::F32(grad_x), (batch, height, width, channels).into()))
     }

@@ -7,7 +7,8 @@
 //! own operations.
 
 use super::gradients::of_parameter;
-use super::{Init, VarBuilder, parallel, simd};
+use super::product::{Matrix, add_product, product};
+use super::{Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
 
 /// The function φ after a dense layer.
@@ -230,7 +231,7 @@ impl CustomOp3 for Dense {
         let mut y = if (batch <= 8 || out_dim <= 8) && batch * in_dim * out_dim >= 40_000 {
             let mut y = vec![0.0; batch * out_dim];
             for (y, x) in y.chunks_exact_mut(out_dim).zip(x.chunks_exact(in_dim)) {
-                matmul_add(1, out_dim, in_dim, y, Matrix::rows(x, in_dim), w);
+                add_product(1, out_dim, in_dim, y, Matrix::rows(x, in_dim), w);
             }
             y
         } else if in_dim > 0 && in_dim % 256 == 0 && batch > 8 && out_dim >= 32 {
@@ -244,9 +245,9 @@ impl CustomOp3 for Dense {
                 padded.extend_from_slice(&PADDING);
             }
             let w = Matrix::columns(&padded, padded_dim);
-            matmul(batch, out_dim, in_dim, Matrix::rows(x, in_dim), w)
+            product(batch, out_dim, in_dim, Matrix::rows(x, in_dim), w)
         } else {
-            matmul(batch, out_dim, in_dim, Matrix::rows(x, in_dim), w)
+            product(batch, out_dim, in_dim, Matrix::rows(x, in_dim), w)
         };
         self.activation.apply_with_bias(&mut y, bias);
         Ok((CpuStorage::F32(y), (batch, out_dim).into()))
@@ -295,7 +296,7 @@ impl CustomOp2 for WeightGradient {
         let out = if in_dim < 32 && in_dim < out_dim {
             // A product is fast along its rows: where these are short, as in a first layer, the
             // transpose xᵀ g is up to eight times as fast.
-            let xg = matmul(in_dim, out_dim, batch, Matrix::columns(x, in_dim), Matrix::rows(g, out_dim));
+            let xg = product(in_dim, out_dim, batch, Matrix::columns(x, in_dim), Matrix::rows(g, out_dim));
             let mut gx = vec![0.0; out_dim * in_dim];
             for (i, row) in xg.chunks_exact(out_dim).enumerate() {
                 for (o, value) in row.iter().enumerate() {
@@ -304,7 +305,7 @@ impl CustomOp2 for WeightGradient {
             }
             gx
         } else {
-            matmul(out_dim, in_dim, batch, Matrix::columns(g, out_dim), Matrix::rows(x, in_dim))
+            product(out_dim, in_dim, batch, Matrix::columns(g, out_dim), Matrix::rows(x, in_dim))
         };
         Ok((CpuStorage::F32(out), (out_dim, in_dim).into()))
     }
@@ -327,7 +328,7 @@ impl CustomOp2 for InputGradient {
         let (batch, out_dim) = g_layout.shape().dims2()?;
         let in_dim = weight_layout.shape().dims2()?.1;
         let (g, weight) = (slice(g, g_layout)?, slice(weight, weight_layout)?);
-        let out = matmul(batch, in_dim, out_dim, Matrix::rows(g, out_dim), Matrix::rows(weight, in_dim));
+        let out = product(batch, in_dim, out_dim, Matrix::rows(g, out_dim), Matrix::rows(weight, in_dim));
         Ok((CpuStorage::F32(out), (batch, in_dim).into()))
     }
 }
@@ -338,92 +339,5 @@ pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a 
         (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
         (CpuStorage::F32(_), None) => bail!("a fused layer wants contiguous tensors, got {layout:?}"),
         _ => bail!("a fused layer wants f32 tensors"),
-    }
-}
-
-/// A matrix in a slice, by its strides.
-#[derive(Clone, Copy)]
-pub(super) struct Matrix<'a> {
-    values: &'a [f32],
-    row_stride: isize,
-    column_stride: isize,
-}
-
-impl<'a> Matrix<'a> {
-    /// Stored row after row of `columns` values.
-    pub(super) fn rows(values: &'a [f32], columns: usize) -> Self {
-        Self { values, row_stride: columns as isize, column_stride: 1 }
-    }
-
-    /// The transpose of a matrix stored row after row of `rows` values.
-    pub(super) fn columns(values: &'a [f32], rows: usize) -> Self {
-        Self { values, row_stride: 1, column_stride: rows as isize }
-    }
-
-    fn holds(&self, rows: usize, columns: usize) -> bool {
-        let last = (rows - 1) * self.row_stride as usize + (columns - 1) * self.column_stride as usize;
-        last < self.values.len()
-    }
-}
-
-/// out += a b, with out `[m, n]` row-major, a `[m, k]`, b `[k, n]`.
-pub(super) fn matmul_add(m: usize, n: usize, k: usize, out: &mut [f32], a: Matrix, b: Matrix) {
-    // SAFETY: `out` is a slice, initialised and borrowed by nobody else; `multiply` checks its length.
-    unsafe { multiply(m, n, k, out.as_mut_ptr(), out.len(), true, a, b) };
-}
-
-/// a b, with a `[m, k]` and b `[k, n]`, as `[m, n]` row-major.
-pub(super) fn matmul(m: usize, n: usize, k: usize, a: Matrix, b: Matrix) -> Vec<f32> {
-    if k == 0 {
-        return vec![0.0; m * n];
-    }
-    let mut out: Vec<f32> = Vec::with_capacity(m * n);
-    // SAFETY: the capacity is m n, in memory of its own, and nothing is added to what is there.
-    unsafe { multiply(m, n, k, out.as_mut_ptr(), m * n, false, a, b) };
-    // SAFETY: `multiply` has written all of these elements (k > 0).
-    unsafe { out.set_len(m * n) };
-    out
-}
-
-/// out ← a b, or out ← out + a b where it is to `add`, with out `[m, n]` row-major.
-///
-/// # Safety
-/// `out` is valid for writes of `len` elements, which are initialised where it is to `add`, and
-/// overlaps neither a nor b.
-#[allow(clippy::too_many_arguments)]
-unsafe fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add: bool, a: Matrix, b: Matrix) {
-    if m == 0 || n == 0 || k == 0 {
-        return;
-    }
-    assert!(len == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
-    // Smaller products take less time than handing half of them to another thread.
-    let parallelism = match parallel::threads() {
-        2.. if m * n * k >= 1 << 24 => gemm::Parallelism::Rayon(parallel::threads()),
-        _ => gemm::Parallelism::None,
-    };
-    // SAFETY: the caller vouches for `out`, and the assertion above keeps every element of a and b
-    // that the strides reach inside its slice.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            n as isize,
-            add,
-            a.values.as_ptr(),
-            a.column_stride,
-            a.row_stride,
-            b.values.as_ptr(),
-            b.column_stride,
-            b.row_stride,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
     }
 }

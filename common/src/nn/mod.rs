@@ -19,6 +19,7 @@
 //! - [`Categorical`]: a few lines with `candle_nn::ops::log_softmax`.
 //! - [`minimum`], [`maximum`], [`clamp`]: `Tensor`'s own methods of these names, and where one bound
 //!   of `clamp` is infinite the method for the other.
+//! - [`matmul`]: `Tensor::matmul`, whose last bits depend on the CPU.
 //! - [`both`], [`side_by_side`], [`Adam::backward_step_of_both`], [`Adam::backward_step_by_rows`]: the
 //!   plain thing that their names say; they only let `--threads` work on parts side by side.
 
@@ -30,6 +31,7 @@ mod dense;
 mod gradients;
 mod init;
 mod parallel;
+mod product;
 mod rmsprop;
 mod simd;
 mod var;
@@ -42,5 +44,6 @@ pub use dense::{Activation, Linear, linear, linear_orthogonal};
 pub use gradients::{backward, clip_grad_norm};
 pub use init::Init;
 pub use parallel::{both, side_by_side, with_threads};
+pub use product::matmul;
 pub use rmsprop::RmsProp;
 pub use var::{VarBuilder, VarMap, copy_parameters, soft_update};
