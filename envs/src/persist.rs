@@ -26,6 +26,28 @@ impl<T: Serialize + DeserializeOwned> Persist for T {
     }
 }
 
+/// Numbers as many as flags say: those of a run with other flags do not fit.
+pub struct Fixed<'a, T>(pub &'a mut Vec<T>);
+
+impl<T: Serialize + DeserializeOwned> Persist for Fixed<'_, T> {
+    fn save(&self) -> Result<Vec<u8>> {
+        self.0.save()
+    }
+
+    fn load(&mut self, bytes: &[u8]) -> Result<()> {
+        let mut saved: Vec<T> = Vec::new();
+        saved.load(bytes)?;
+        anyhow::ensure!(
+            saved.len() == self.0.len(),
+            "it holds {} numbers, not {}",
+            saved.len(),
+            self.0.len()
+        );
+        *self.0 = saved;
+        Ok(())
+    }
+}
+
 impl Persist for VecEnv {
     fn save(&self) -> Result<Vec<u8>> {
         self.snapshot()?.save()

@@ -20,14 +20,14 @@
 //! and forwards through the true dynamics: u_t = û_t + k_t + K_t (x_t − x̂_t)
 //! ```
 //!
-//! Deviations from the papers. Dynamics are the environment's own, differentiated by differences, where papers
-//! fit linear ones to samples. KL(p ‖ π_θ) is the mean over steps, where p's means lead; its multiplier η is the
-//! least of a few with which the bound holds and the cost falls. An untrained policy is no bound: in the first
-//! round trajectories grow as `ilqr`'s do. All rounds' samples are kept. The cost's Hessian is diagonal and not
-//! negative; controls' bounds are held one by one; C is no less than LEAST_STD², or few steps outweigh all others.
+//! Deviations from the papers. Dynamics are the environment's own, differentiated by differences (papers: linear
+//! fits to samples). KL(p ‖ π_θ) is the mean over steps where p's means lead; η is the least of a few with which
+//! the bound holds and the cost falls. The first round has no bound: trajectories grow as `ilqr`'s do. Rounds
+//! have their own first states (papers: the same few); all samples are kept; T is 1 in 2013; Σ is learned with
+//! μ_θ (papers: solved for). The cost's Hessian is diagonal, not negative; bounds are held one by one; C ≥ LEAST_STD².
 //!
 //! Run `cargo run -p guided_policy_search`: about −167 on Pendulum-v1 after 40,000 steps of the policy, in 8 seconds
-//! (steps of the model are not counted). The optimum is −137 (dynamic programming on a grid); `ilqr` plans −147.
+//! (steps of the model are not counted). The optimum is −137 (dynamic programming on a grid); `ilqr` reaches −144.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
@@ -69,7 +69,7 @@ struct Args {
     /// Bound ε of a controller's divergence from the policy, a step
     #[arg(long, default_value_t = 1.0, value_parser = cli::above_zero)]
     kl_bound: f64,
-    /// Step size of Adam at first; it falls to zero
+    /// Step size of Adam at the beginning of each round's supervision, in which it falls to zero
     #[arg(long, default_value_t = 3e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Minibatches of a round's supervision
@@ -185,10 +185,10 @@ impl Gps {
     /// f(x, u) and c(x, u).
     fn step(&mut self, x: &Vector, u: &Vector) -> Result<(Vector, f64)> {
         self.place(x)?;
-        let action: Vec<f32> = u.iter().map(|&u| u as f32).collect();
-        let step = self.model.step(Action::Continuous(&action), &mut rng(0, 0))?;
-        if step.terminated {
-            return invalid("guided_policy_search cannot plan where more than a time limit ends episodes");
+        let (action, mut generator): (Vec<f32>, _) = (u.iter().map(|&u| u as f32).collect(), rng(0, 0));
+        let step = self.model.step(Action::Continuous(&action), &mut generator)?;
+        if generator != rng(0, 0) || step.terminated {
+            return invalid(format!("--env-id {}: steps are random or end episodes", self.model.spec().id));
         }
         Ok((state_of(&self.model.state()?), -step.reward))
     }
@@ -404,7 +404,7 @@ fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, args.num_controllers, args.run.seed)?;
     let mut gps = Gps::new(envs::make(&args.run.env_id)?, 64, &args)?;
     let horizon = envs.spec().episode_limit() as usize;
-    gps.control(state_of(&envs.state(0)?), 1, 1, f64::INFINITY)?; // refuses what no one can plan in
+    gps.control(state_of(&envs.state(0)?), horizon, horizon, -1.0)?; // refuses what no one can plan in
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
     let (mut samples, mut rng) = (Samples::default(), learner_rng(args.run.seed));
 

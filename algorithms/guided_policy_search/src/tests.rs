@@ -383,7 +383,7 @@ fn what_ends_by_itself_is_refused() {
     let mut gps = Gps::new(Box::new(TimeLimit::new(model)), 16, &args(&[])).unwrap();
     let mut at = |step: f64| gps.step(&point(&[0.0, step]), &point(&[0.25]));
     assert_eq!(at(1.0).unwrap(), (point(&[0.0, 2.0]), -2.0));
-    assert!(at(2.0).unwrap_err().to_string().contains("cannot plan"));
+    assert!(at(2.0).unwrap_err().to_string().contains("end episodes"));
 }
 
 /// A round that is planned and two in which the bound is in the way.

@@ -25,8 +25,9 @@
 //!
 //! Deviations: o is the newest observation and how it differs from those before it, enlarged; the dynamics
 //! model predicts z' − z (Nagabandi et al. 2018, arXiv:1708.02596). Embed to control's is locally linear, its
-//! planner iLQR with a cost that is given, KL( p ‖ q ) and β = 1. Algorithm 26 has K = 1 and fits its models
-//! every N steps, here they improve at each. TD-MPC has values at a plan's end, and no decoder. Plans know of
+//! planner iLQR with a cost that is given, o' decoded from the predicted z', λ KL( p ‖ q ) and β = 1.
+//! Algorithm 26 has K = 1 and fits its models every N steps, here they improve at each. TD-MPC has values at
+//! a plan's end, targets without gradient from an averaged encoder, weights λᵏ and no decoder. Plans know of
 //! no end of an episode, and in training an episode's first one begins with what is left of the last one's.
 //!
 //! Run `cargo run -p latent_mpc`: about −200 (17 of 18 seeds reach −300, one ends at −419) in half a minute
@@ -37,7 +38,7 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::wrappers::{FrameStack, RescaleAction};
-use common::envs::{self, Env, Rng, VecEnv, invalid, learner_rng};
+use common::envs::{self, Env, Rng, VecEnv, invalid, learner_rng, persist::Fixed};
 use common::nn::{Adam, Linear, VarBuilder, VarMap, linear};
 use common::{Run, cli, cli::RunArgs, plot::Chart, plot::Curve};
 use rand::RngExt;
@@ -334,12 +335,12 @@ impl LatentMpc {
 
     /// Draws the first number of the observations of consecutive transitions, what the decoder makes of their
     /// latent states, and of those that the dynamics model predicts, which begins anew every `horizon` steps.
-    fn draw_reconstructions(&self, [stacked, actions, ..]: &Batch, path: &Path) -> Result<()> {
+    fn draw_reconstructions(&self, [stacked, actions, _, _, ends]: &Batch, path: &Path) -> Result<()> {
         let o = self.observe(stacked)?;
         let encoded = self.gaussian(&self.encoder, &o)?.mean; // [batch, latent_size]
-        let (mut z, mut predicted) = (encoded.narrow(0, 0, 1)?, Vec::new());
+        let (ends, mut z, mut predicted) = (ends.flatten_all()?.to_vec1::<f32>()?, encoded.clone(), vec![]);
         for t in 0..o.dim(0)? {
-            z = if t % self.args.horizon == 0 { encoded.narrow(0, t, 1)? } else { z };
+            z = if t % self.args.horizon == 0 || ends[t - 1] == 1.0 { encoded.narrow(0, t, 1)? } else { z };
             predicted.push(z.clone());
             z = self.predict(&z, &actions.narrow(0, t, 1)?)?.0.mean;
         }
@@ -391,7 +392,7 @@ fn train(args: Args) -> Result<()> {
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("buffer", &mut buffer),
-                ("plan", &mut plan),
+                ("plan", &mut Fixed(&mut plan)),
             ],
         )?;
         // Act, at random at first and then as planned, and store what happened.
@@ -410,16 +411,15 @@ fn train(args: Args) -> Result<()> {
         }
 
         // Learn.
-        let len = buffer.rewards.len();
-        let steps = if global_step == args.learning_starts { len } else { 1 };
+        let steps = if global_step == args.learning_starts { global_step } else { 1 };
         let remaining = 1.0 - (global_step - 1) as f64 / run.total_timesteps as f64;
         agent.optimizer.learning_rate = remaining * args.learning_rate;
         let mut losses = [0.0; 5];
         for _ in 0..steps * args.updates {
-            let last = len - args.rollout.min(len); // the last that a rollout can begin with
+            let last = global_step - args.rollout.min(global_step); // the last step that a rollout can begin with
             let rows: Vec<usize> = (0..args.batch_size).map(|_| rng.random_range(0..=last)).collect();
             let batch = |k| buffer.select(&rows.iter().map(|row| row + k).collect::<Vec<_>>(), &agent.device);
-            let batches = (0..len - last).map(batch).collect::<Result<Vec<_>>>()?;
+            let batches = (0..global_step - last).map(batch).collect::<Result<Vec<_>>>()?;
             let count = 2 * args.batch_size * args.latent_size;
             let noise: Vec<f32> = StandardNormal.sample_iter(&mut rng).take(count).collect();
             let noise = Tensor::from_vec(noise, (2, args.batch_size, ()), &agent.device)?;

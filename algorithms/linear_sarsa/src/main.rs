@@ -36,18 +36,18 @@
 //! --basis radial     exp(−‖s − c‖² / 2σ²) for c on a grid of k + 1 points a dimension, σ their distance
 //! ```
 //!
-//! Deviations: an episode that a time limit cuts off bootstraps from its true last state. Tiles get weights
-//! in order as long as there are enough (`--hash-size`), and are hashed otherwise.
+//! Deviations: an episode that a time limit cuts off bootstraps from its true last state, and the next one's
+//! first action is drawn before its last updates. Tiles are hashed where `--hash-size` has no weight for each.
 //!
 //! Run `cargo run -p linear_sarsa`: gets the mountain car out of its valley in about 110 steps after a few
-//! hundred episodes, a second; the best possible is 97.7 (Sutton & Barto 2018, chapters 10 and 12). The first
-//! 50 take 176 with `--lambda 0.96 --learning-rate 1.2` (figure 12.10), episodes 401 to 500 take 107 with
-//! `--method n-step --n-step 8 --learning-rate 0.3` (section 10.2). Figure 10.1 is minus the model's `values`.
+//! hundred episodes, a second; the best possible is 97.7 (dynamic programming on a grid). The first 50 take
+//! 176 with `--lambda 0.96 --learning-rate 1.2` (figure 12.10), episodes 401 to 500 take 107 with `--method
+//! n-step --n-step 8 --learning-rate 0.3` (section 10.2). Figure 10.1 is minus the model's `values`.
 
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, Spec, VecEnv, invalid, learner_rng};
+use common::envs::{Rng, Space, Spec, VecEnv, invalid, learner_rng, persist::Fixed};
 use common::run::Run;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -82,7 +82,7 @@ struct Args {
     /// Features of the state: tiles, cosines, or Gaussians on a grid
     #[arg(long, value_enum, default_value_t = Basis::Tiles)]
     basis: Basis,
-    /// Grids of tiles, m
+    /// Grids of tiles, m: a power of 2, of others some grids lie upon each other along a dimension
     #[arg(long, default_value_t = 8, value_parser = cli::positive)]
     tilings: usize,
     /// Tiles of a grid along each dimension
@@ -368,7 +368,7 @@ impl Sarsa {
         let ended = step.terminated || step.truncated;
         self.window.push(step);
         let mut errors = Vec::new();
-        while self.window.len() == self.args.n_step || (ended && !self.window.is_empty()) {
+        while self.window.len() >= self.args.n_step || (ended && !self.window.is_empty()) {
             errors.push(self.update());
         }
         errors
@@ -393,8 +393,8 @@ fn train(args: Args) -> Result<()> {
         run.resume_or_checkpoint(
             &mut global_step,
             &mut [
-                ("w", &mut sarsa.w),
-                ("trace", &mut sarsa.trace),
+                ("w", &mut Fixed(&mut sarsa.w)),
+                ("trace", &mut Fixed(&mut sarsa.trace)),
                 ("old_value", &mut sarsa.old_value),
                 ("window", &mut sarsa.window),
                 ("action", &mut action),

@@ -16,11 +16,11 @@
 //! temperature  J(α) = E[ −α ( ln π(ã|s) + H̄ ) ]
 //! ```
 //!
-//! Deviations from the paper: 5 members of two ReLU layers of 64 (7, four SiLU layers of 200; `--silu`); fixed
-//! k; as many updates in a fit as steps between two (no stop on a holdout); minibatches, not bootstraps; rates
-//! of 1e-3; H̄ = 0.5, not −dim A; random actions are the policy's with tenfold noise; the learner sees each
-//! imagined transition once, without a buffer, and no real ones. What it sees then are the policy's present
-//! actions alone, which teach it nothing of others: hence imagined actions have three times the policy's noise.
+//! Deviations from the paper: 5 members, 3 elites, of two ReLU layers of 64 (7, 5, four SiLU layers of 200:
+//! `--silu`) without weight decay; fixed k; as many updates in a fit as steps between two (no stop on a
+//! holdout); minibatches, not bootstraps; rates of 1e-3; H̄ = 0.5 (−4 to −0.05); random actions are the
+//! policy's with tenfold noise; the learner sees each imagined transition once, without a buffer, and no real
+//! ones: the policy's present actions alone, hence with three times its noise.
 //!
 //! Run `cargo run -p mbpo`: about -160 on Pendulum-v1 after 3,000 steps in twenty seconds, where `sac` takes
 //! 5,000 (-157 is what the trained SAC of RL Baselines3 Zoo reaches after 20,000: its benchmark.md).
@@ -53,13 +53,13 @@ struct Args {
     /// Transitions in an update
     #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
-    /// Steps with ten times the policy's noise before the first fit of the model, at least 2
+    /// Steps with ten times the policy's noise before the first fit of the model (1 is taken for 2)
     #[arg(long, default_value_t = 400, value_parser = cli::positive)]
     learning_starts: usize,
     /// Step size of every network and of the temperature
     #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
-    /// Entropy that the temperature aims at, H̄ (the paper's are from −3 to −0.05)
+    /// Entropy that the temperature aims at, H̄ (the authors' program's are from −4 to −0.05)
     #[arg(long, default_value_t = 0.5, value_parser = cli::finite)]
     target_entropy: f64,
     /// Updates of actor and critics for each step
@@ -90,7 +90,7 @@ fn termination(env_id: &str) -> Result<fn(&[f32]) -> bool> {
         "ContinuousCartPole-v0" => ContinuousCartPole::terminated,
         "InvertedPendulum-v5" => |s| s[1].abs() > 0.2, // the pole's angle
         "Hopper-v5" => |s| s[0] <= 0.7 || s[1].abs() >= 0.2 || s[2..].iter().any(|x| x.abs() >= 100.0),
-        _ => return invalid(format!("--env-id {env_id}: mbpo is not told when its episodes terminate")),
+        _ => return invalid(format!("--env-id {env_id}: mbpo is not told whether its episodes terminate")),
     })
 }
 
@@ -257,7 +257,7 @@ impl Mbpo {
         Ok(self.policy(&states, &noise)?.0.flatten_all()?.to_vec1()?)
     }
 
-    /// m and σ of the model's inputs.
+    /// m and σ of the model's inputs in a batch.
     fn fit_normalizer(&mut self, batch: &Batch) -> Result<()> {
         let inputs = Tensor::cat(&[&batch.observations, &batch.actions], 1)?;
         let mean = inputs.mean_keepdim(0)?;

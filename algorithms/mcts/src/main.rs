@@ -385,6 +385,11 @@ fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Mcts, Rng)> {
         let id = &model.spec().id;
         return invalid(format!("--two-player-model {id}: two move in turn only in TicTacToe-v0-both"));
     }
+    if args.two_player_model.is_none() && envs.spec().id == "TicTacToe-v0-both" {
+        return invalid(
+            "--env-id TicTacToe-v0-both: two move in turn in it; --two-player-model takes it too",
+        );
+    }
     Ok((envs, Mcts::new(model, args)?, learner_rng(seed)))
 }
 

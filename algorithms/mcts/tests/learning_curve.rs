@@ -41,6 +41,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "CartPole-v1", model, "CartPole-v1"], &["CartPole-v1", "TicTacToe-v0-both"]);
     refuses(&["--num-simulations", "0"], &["'0'", "--num-simulations", "at least 1"]);
     refuses(&["--horizon", "0"], &["'0'", "--horizon", "at least 1"]);
-    refuses(&["--exploration", "-1"], &["-1"]);
+    refuses(&["--exploration", "-1"], &["'-1'", "--exploration", "at least 0"]);
+    refuses(&["--env-id", "TicTacToe-v0-both"], &["TicTacToe-v0-both", "--two-player-model"]);
     refuses(&["--gamma", "2"], &["'2'", "--gamma", "0 to 1"]);
 }

@@ -8,7 +8,7 @@
 //! The value of an action is the mean of what followed it: play an episode to its end, and add what was
 //! collected from each step on to the mean of that step's state and action. Nothing is estimated from
 //! other estimates and no model is needed, only episodes that end. Making the policy greedy on the means
-//! after every episode improves both, as long as every action goes on being tried: because the first
+//! with every episode improves both, as long as every action goes on being tried: because the first
 //! action of an episode is any of them (exploring starts), because the policy is never quite greedy (ε),
 //! or because another policy altogether plays and its episodes are weighed by how much more probable
 //! they would be under the one that is learned.
@@ -19,6 +19,7 @@
 //! G ← γ G + r_{t+1}
 //! C(s_t,a_t) ← C(s_t,a_t) + W                      W = 1, C a number of visits, on-policy
 //! Q(s_t,a_t) ← Q(s_t,a_t) + W / C(s_t,a_t) [ G − Q(s_t,a_t) ]
+//! π(·|s_t) ← greedy in Q(s_t,·)                    but with --improve false; W takes this π already
 //! W ← W π(a_t|s_t) / b(a_t|s_t)                    --method off-policy, whose behaviour is b
 //! C(s_t) ← C(s_t) + W
 //! V(s_t) ← V(s_t) + W / C(s_t) [ G − V(s_t) ]      a state's own action is weighed as well
@@ -95,7 +96,7 @@ struct Args {
     /// Ordinary importance sampling, not weighted (off-policy)
     #[arg(long, default_value_t = false)]
     ordinary: bool,
-    /// Probability of a random action, ε
+    /// Probability of a random action, ε (epsilon-soft where it improves, off-policy)
     #[arg(long, default_value_t = 0.1, value_parser = cli::unit_interval)]
     epsilon: f64,
     /// Discount, γ

@@ -187,7 +187,7 @@ impl ReplayBuffer {
             let ended = envs.terminated()[env] || envs.truncated()[env];
             // A full window completes its first step. Easy to miss: an episode's end completes all of its
             // steps; otherwise nothing would be learned of the last n − 1 states.
-            while self.windows[env].len() == n_step || (ended && !self.windows[env].is_empty()) {
+            while self.windows[env].len() >= n_step || (ended && !self.windows[env].is_empty()) {
                 let window = &self.windows[env];
                 // R_t = Σ_{i<k} γ^i r_{t+i}, from the last reward backwards
                 let n_step_return =

@@ -42,7 +42,7 @@ use candle_core::{D, DType, Device, Tensor};
 use clap::{Parser, ValueEnum};
 use common::cli::{self, RunArgs};
 use common::envs::{Rng, VecEnv, invalid, learner_rng, persist::Persist};
-use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, linear};
+use common::nn::{Activation, Adam, Linear, VarBuilder, VarMap, linear, matmul};
 use common::{model, run::Run};
 use rand::RngExt;
 use rand_distr::{Distribution, StandardNormal};
@@ -212,7 +212,7 @@ impl Teacher {
             // One episode of each, by argmax_a (b + W x)_a.
             let returns = play(env_id, n, seed.wrapping_add(generation as u64), |observations| {
                 let x = rows(observations, n, &teacher.device)?.unsqueeze(2)?; // [n, observation_dim, 1]
-                Ok((&b + w.matmul(&x)?.squeeze(2)?)?.argmax(D::Minus1)?.to_vec1()?)
+                Ok((&b + matmul(&w, &x)?.squeeze(2)?)?.argmax(D::Minus1)?.to_vec1()?)
             })?;
             // E: the M policies of the greatest returns, of equal ones the earlier.
             let mut ranking: Vec<usize> = (0..n).collect();

@@ -1,4 +1,4 @@
-//! Matrix products that are the same on every CPU.
+//! Matrix products that are the same on every x86-64 CPU with AVX2.
 
 use super::parallel;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape, Tensor, bail};
@@ -92,11 +92,12 @@ pub(super) fn product(m: usize, n: usize, k: usize, a: Matrix, b: Matrix) -> Vec
     if k == 0 {
         return vec![0.0; m * n];
     }
-    let mut out: Vec<f32> = Vec::with_capacity(m * n);
+    let len = m.checked_mul(n).expect("a matrix product in memory");
+    let mut out: Vec<f32> = Vec::with_capacity(len);
     // SAFETY: the capacity is m n, in memory of its own, and nothing is added to what is there.
-    unsafe { multiply(m, n, k, out.as_mut_ptr(), m * n, false, a, b) };
+    unsafe { multiply(m, n, k, out.as_mut_ptr(), len, false, a, b) };
     // SAFETY: `multiply` has written all of these elements (k > 0).
-    unsafe { out.set_len(m * n) };
+    unsafe { out.set_len(len) };
     out
 }
 
@@ -110,8 +111,9 @@ unsafe fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add:
     if m == 0 || n == 0 || k == 0 {
         return;
     }
-    assert!(len == m * n && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
-    // `gemm` sums in the order of k on every CPU, except where rows of a and columns of b, both without
+    let len_of_product = m.checked_mul(n);
+    assert!(len_of_product == Some(len) && a.holds(m, k) && b.holds(k, n), "matrix product out of bounds");
+    // `gemm` sums in the order of k on every such CPU, except where rows of a and columns of b, both without
     // gaps, make few products: there it has as many sums side by side as the CPU's vectors are wide, and
     // with AVX-512 a seed would give another run than without.
     if a.column_stride == 1 && b.row_stride == 1 && (m * n <= FEW || (k > 2 && (m == 1 || n == 1))) {
@@ -129,30 +131,34 @@ unsafe fn multiply(m: usize, n: usize, k: usize, out: *mut f32, len: usize, add:
         2.. if m * n * k >= 1 << 24 => gemm::Parallelism::Rayon(parallel::threads()),
         _ => gemm::Parallelism::None,
     };
-    // SAFETY: the caller vouches for `out`, and the assertion above keeps every element of a and b
-    // that the strides reach inside its slice.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            n as isize,
-            add,
-            a.values.as_ptr(),
-            a.column_stride,
-            a.row_stride,
-            b.values.as_ptr(),
-            b.column_stride,
-            b.row_stride,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    // Larger ones `gemm` divides along k by the sizes of the CPU's caches, but no parts of 512 or fewer.
+    let part = if m > 64 || n > 64 { k.div_ceil(k.div_ceil(512)) } else { k };
+    for start in (0..k).step_by(part) {
+        // SAFETY: the caller vouches for `out`, and the assertion above keeps every element of a and b
+        // that the strides reach inside its slice.
+        unsafe {
+            gemm::gemm(
+                m,
+                n,
+                part.min(k - start),
+                out,
+                1,
+                n as isize,
+                add || start > 0,
+                a.values.as_ptr().offset(start as isize * a.column_stride),
+                a.column_stride,
+                a.row_stride,
+                b.values.as_ptr().offset(start as isize * b.row_stride),
+                b.column_stride,
+                b.row_stride,
+                1.0,
+                1.0,
+                false,
+                false,
+                false,
+                parallelism,
+            );
+        }
     }
 }
 
@@ -266,6 +272,29 @@ mod tests {
         let expected = ((a + e) + (c + g)) + ((b + f) + (d + h));
         let found = product(1, 1, 100, Matrix::rows(&x, 100), Matrix::columns(&y, 100));
         assert_eq!(found, [expected]);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn more_products_are_sums_of_eight_times_eight_lanes() {
+        let x: Vec<f32> = (0..150).map(|i| (i * 37 % 101) as f32 / 31.0 - 1.6).collect();
+        let y: Vec<f32> = (0..150).map(|i| (i * 53 % 97) as f32 / 29.0 - 1.7).collect();
+        let mut lanes = [[0.0_f32; 8]; 8];
+        for i in 0..128 {
+            let lane = &mut lanes[i % 64 / 8][i % 8];
+            *lane = x[i].mul_add(y[i], *lane);
+        }
+        let [a, b, c, d, e, f, g, h] = lanes;
+        let mut sums: [f32; 8] =
+            std::array::from_fn(|i| ((a[i] + b[i]) + (c[i] + d[i])) + ((e[i] + f[i]) + (g[i] + h[i])));
+        for i in 128..144 {
+            sums[i % 8] = x[i].mul_add(y[i], sums[i % 8]);
+        }
+        let total = sums.into_iter().fold(0.0, |total, sum| total + sum);
+        let expected = (144..150).fold(total, |total, i| x[i].mul_add(y[i], total));
+        let rows = x.repeat(257);
+        let found = product(257, 1, 150, Matrix::rows(&rows, 150), Matrix::columns(&y, 150));
+        assert_eq!(found, [expected; 257]);
     }
 
     #[test]
