@@ -21,6 +21,10 @@
 //! The gradient of J(φ) is the deterministic policy gradient (Silver et al. 2014):
 //! `∇_φ J(φ) = −E[ ∇_a Q_θ(s, a)|_{a = μ_φ(s)} ∇_φ μ_φ(s) ]`.
 //!
+//! Whenever an episode ends, the value of its first state, Q_θ(s_0, μ_φ(s_0)), is logged as
+//! `charts/start_value` beside what came of it, Σ_t γ^t r_t, as `charts/discounted_return`: of actions with
+//! their noise, and without what lies beyond a truncation. Values that stay above it are overestimated.
+//!
 //! Deviations from the paper:
 //! - Gaussian noise, which explores as well (Fujimoto et al. 2018, arXiv:1802.09477) and is CleanRL's; the
 //!   paper's is `--ornstein-uhlenbeck --exploration-noise 0.2`. Both are in units of c, because the
@@ -200,6 +204,28 @@ fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
     }
 }
 
+/// The running episode: where it began and what has come of it.
+#[derive(Serialize, Deserialize)]
+struct RunningEpisode {
+    start_observation: Vec<f32>, // s_0, [observation_dim]
+    discounted_return: f64,      // Σ_t γ^t r_t so far
+    discount: f64,               // γ^t of the next reward
+}
+
+impl RunningEpisode {
+    fn new(envs: &VecEnv) -> Self {
+        Self { start_observation: envs.observations().to_vec(), discounted_return: 0.0, discount: 1.0 }
+    }
+
+    /// Adds the step that `envs`, a single environment, has just made. Returns the episode if that ended it.
+    fn add_step(&mut self, envs: &VecEnv, gamma: f64) -> Option<Self> {
+        self.discounted_return += self.discount * f64::from(envs.rewards()[0]);
+        self.discount *= gamma;
+        // `envs.observations()` are the first of the next episode by now.
+        (envs.terminated()[0] || envs.truncated()[0]).then(|| std::mem::replace(self, Self::new(envs)))
+    }
+}
+
 /// Actor, critic, the averages of both, and how they learn.
 struct Ddpg {
     actor: Actor,                     // μ_φ
@@ -291,6 +317,13 @@ impl Ddpg {
         Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
     }
 
+    /// Q_θ(s, μ_φ(s)) of one observation.
+    fn value(&self, observation: &[f32]) -> Result<f32> {
+        let observation = self.tensor(observation)?; // s, [1, observation_dim]
+        let inputs = Tensor::cat(&[&observation, &self.actor.forward(&observation)?], 1)?; // (s, μ_φ(s))
+        Ok(self.critic.forward(&inputs)?.mean_all()?.to_scalar()?) // the mean of one
+    }
+
     /// y, `[batch, 1]`.
     fn td_targets(&self, batch: &Batch) -> Result<Tensor> {
         let next_actions = self.target_actor.forward(&batch.next_observations)?; // μ_φ̄(s'), [batch, action_dim]
@@ -346,6 +379,7 @@ fn train(args: Args) -> Result<()> {
     let mut rng = learner_rng(args.run.seed);
     let mut ddpg = Ddpg::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
     let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
+    let mut running_episode = RunningEpisode::new(&envs);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
@@ -361,6 +395,7 @@ fn train(args: Args) -> Result<()> {
                 ("target_critic", &mut ddpg.target_critic_parameters),
                 ("noise", &mut ddpg.noise),
                 ("buffer", &mut buffer),
+                ("running_episode", &mut running_episode),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
             ],
@@ -375,11 +410,13 @@ fn train(args: Args) -> Result<()> {
         };
         envs.step(&action)?;
         buffer.store(&observation, &action, &envs);
-        if envs.terminated()[0] || envs.truncated()[0] {
-            ddpg.reset_noise();
-        }
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
+        if let Some(episode) = running_episode.add_step(&envs, args.gamma) {
+            ddpg.reset_noise();
+            run.log(global_step, "charts/start_value", ddpg.value(&episode.start_observation)?)?;
+            run.log(global_step, "charts/discounted_return", episode.discounted_return)?;
+        }
         if global_step <= args.learning_starts {
             continue;
         }

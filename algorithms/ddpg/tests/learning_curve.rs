@@ -29,7 +29,7 @@ fn a_trained_model_evaluates_alike() {
 
 #[test]
 fn a_killed_run_resumes_exactly() {
-    // Checkpoints lie within episodes, so that the state of the noise matters.
+    // Checkpoints lie within episodes, so that the state of the noise matters, and what has come so far.
     let flags = ["--total-timesteps=3000", "--learning-starts=500", "--checkpoint-every=930"];
     let noise = ["--ornstein-uhlenbeck=true", "--eval-episodes=3", "--hidden-size=32"];
     regression::resumes(DDPG, &[flags, noise].concat());

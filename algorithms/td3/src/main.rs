@@ -20,6 +20,10 @@
 //! The gradient of J(φ) is the deterministic policy gradient (Silver et al. 2014):
 //! `∇_φ J(φ) = −E[ ∇_a Q_θ1(s, a)|_{a = μ_φ(s)} ∇_φ μ_φ(s) ]`.
 //!
+//! Whenever an episode ends, the value of its first state, Q_θ1(s_0, μ_φ(s_0)), which is what the actor
+//! climbs, is logged as `charts/start_value` beside what came of it, Σ_t γ^t r_t, as
+//! `charts/discounted_return`: of actions with their noise, and without what lies beyond a truncation.
+//!
 //! Deviations from the paper: noise is in units of c, because the paper's actions all lie in [-1, 1];
 //! ã' is clipped to the bounds, as in its authors' code; both hidden layers have 256 units and a batch
 //! 256 transitions, as in CleanRL (the paper: 400 and 300 units, and 100 transitions).
@@ -201,6 +205,28 @@ fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
     }
 }
 
+/// The running episode: where it began and what has come of it.
+#[derive(Serialize, Deserialize)]
+struct RunningEpisode {
+    start_observation: Vec<f32>, // s_0, [observation_dim]
+    discounted_return: f64,      // Σ_t γ^t r_t so far
+    discount: f64,               // γ^t of the next reward
+}
+
+impl RunningEpisode {
+    fn new(envs: &VecEnv) -> Self {
+        Self { start_observation: envs.observations().to_vec(), discounted_return: 0.0, discount: 1.0 }
+    }
+
+    /// Adds the step that `envs`, a single environment, has just made. Returns the episode if that ended it.
+    fn add_step(&mut self, envs: &VecEnv, gamma: f64) -> Option<Self> {
+        self.discounted_return += self.discount * f64::from(envs.rewards()[0]);
+        self.discount *= gamma;
+        // `envs.observations()` are the first of the next episode by now.
+        (envs.terminated()[0] || envs.truncated()[0]).then(|| std::mem::replace(self, Self::new(envs)))
+    }
+}
+
 /// Actor, twin critics, the averages of all three, and how they learn.
 struct Td3 {
     actor: Actor,                     // μ_φ
@@ -284,6 +310,13 @@ impl Td3 {
         Ok(self.actor.forward(&self.tensor(observations)?)?.flatten_all()?.to_vec1()?)
     }
 
+    /// Q_θ1(s, μ_φ(s)) of one observation.
+    fn value(&self, observation: &[f32]) -> Result<f32> {
+        let observation = self.tensor(observation)?; // s, [1, observation_dim]
+        let inputs = Tensor::cat(&[&observation, &self.actor.forward(&observation)?], 1)?; // (s, μ_φ(s))
+        Ok(self.critics[0].forward(&inputs)?.mean_all()?.to_scalar()?) // the mean of one
+    }
+
     /// ã', `[batch, action_dim]`, from noise N(0, I) of the same shape.
     fn smoothed_actions(&self, next_observations: &Tensor, noise: &Tensor) -> Result<Tensor> {
         // ε = clip( N(0, σ̃²), −d, d )
@@ -347,6 +380,7 @@ fn train(args: Args) -> Result<()> {
     let mut rng = learner_rng(args.run.seed);
     let mut td3 = Td3::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
     let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
+    let mut running_episode = RunningEpisode::new(&envs);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let mut global_step = 0;
@@ -361,6 +395,7 @@ fn train(args: Args) -> Result<()> {
                 ("critic_optimizer", &mut td3.critic_optimizer),
                 ("target_critics", &mut td3.target_critic_parameters),
                 ("buffer", &mut buffer),
+                ("running_episode", &mut running_episode),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
             ],
@@ -377,6 +412,10 @@ fn train(args: Args) -> Result<()> {
         buffer.store(&observation, &action, &envs);
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
+        if let Some(episode) = running_episode.add_step(&envs, args.gamma) {
+            run.log(global_step, "charts/start_value", td3.value(&episode.start_observation)?)?;
+            run.log(global_step, "charts/discounted_return", episode.discounted_return)?;
+        }
         if global_step <= args.learning_starts {
             continue;
         }

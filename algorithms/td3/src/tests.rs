@@ -342,6 +342,41 @@ fn the_buffer_holds_what_happened_and_overwrites_its_oldest() {
     assert!(seen[..4] == [0; 4] && seen[4..].iter().all(|count| *count > 25), "{seen:?}");
 }
 
+#[test]
+fn an_episode_is_held_against_its_start() {
+    const GAMMA: f64 = 0.5;
+    let actions = Space::bounded(&[-2.0, -1.0], &[1.0, 1.5]);
+    let (mut envs, log) = scripted(1, View::Vector, actions, SCRIPT);
+    let mut running_episode = RunningEpisode::new(&envs);
+    let (mut found, mut expected) = (Vec::new(), Vec::new());
+    for _ in 0..40 {
+        envs.step(&vec![0.0_f32, 0.0]).unwrap();
+        let ended = running_episode.add_step(&envs, GAMMA);
+        found.extend(ended.map(|episode| (episode.start_observation, episode.discounted_return)));
+        let happened = log.of(0);
+        let last = happened.last().unwrap();
+        if last.terminated || last.truncated {
+            let episode = happened.iter().filter(|t| t.episode == last.episode);
+            let discounted = episode.map(|t| GAMMA.powi(t.step as i32) * f64::from(t.reward)).sum::<f64>();
+            expected.push((View::Vector.observation(0, last.episode, 0), discounted));
+        }
+    }
+    assert!(expected.len() > 10);
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn the_value_of_a_state_is_the_first_critics_of_the_policys_action_there() {
+    let td3 = learner(&[], (&BIAS, &SCALE));
+    // The averages have no say in it.
+    set(&td3.target_actor_parameters, &[]);
+    set(&td3.target_critic_parameters, &[]);
+    let observation = [0.5, -1.0, 0.2];
+    let action = td3.act_greedily(&observation).unwrap();
+    let inputs = Tensor::new(&[[0.5, -1.0, 0.2, action[0], action[1]]], &Device::Cpu).unwrap();
+    assert_eq!([td3.value(&observation).unwrap()], floats(&td3.critics[0].forward(&inputs).unwrap())[..]);
+}
+
 /// Two hundred actor updates, and a buffer that is full before.
 #[test]
 fn pinned_run() {
