@@ -1,7 +1,7 @@
 //! MADDPG's update against PyTorch's, what it moves, what it stores, and a run against its pin.
 
 use super::*;
-use common::envs::mpe::{ParallelEnv, ParallelStep, World};
+use common::envs::mpe::{MultiSpec, ParallelEnv, ParallelStep, World};
 use common::envs::{Action, Canvas, Space, State, rng};
 use regression::recorded::values;
 use regression::{Layers, Recording, first_gradients};
@@ -25,9 +25,22 @@ fn spec(observation_dims: &[usize], choices: &[&[usize]]) -> MultiSpec {
     }
 }
 
+/// What learns to act in an environment of such agents.
+fn maddpg(observation_dims: &[usize], choices: &[&[usize]], flags: &[&str]) -> Maddpg {
+    let env = Scripted::boxed(spec(observation_dims, choices), 0);
+    Maddpg::new(&ParallelVecEnv::new(vec![env], 0).unwrap(), &args(flags)).unwrap()
+}
+
 /// Three agents: one moves and speaks, one speaks, one moves.
 fn three_agents(flags: &[&str]) -> Maddpg {
-    Maddpg::new(&spec(&[3, 1, 4], &[&[5, 3], &[2], &[5]]), &args(flags)).unwrap()
+    maddpg(&[3, 1, 4], &[&[5, 3], &[2], &[5]], flags)
+}
+
+/// What its agents do without noise.
+fn greedily(maddpg: &Maddpg, observations: &[f32]) -> Vec<f32> {
+    let rows = observations.len() / maddpg.agents.last().unwrap().observation.end;
+    let no_noise = Tensor::zeros((rows, maddpg.action_dim), DType::F32, &Device::Cpu).unwrap();
+    maddpg.act(observations, &no_noise).unwrap()
 }
 
 fn random(rows: usize, columns: usize, rng: &mut Rng) -> Tensor {
@@ -94,19 +107,16 @@ const TARGET_LAYERS: Layers = &[
 fn recorded_update() {
     let mut recording = Recording::open("maddpg");
     let flag = |flag: &str, name: &str| format!("--{flag}={}", recording.number(name));
-    let mut maddpg = Maddpg::new(
-        &spec(&[3, 4], &[&[3], &[2]]),
-        &args(&[
-            "--hidden-size=32",
-            "--max-grad-norm=1e9", // the recording does not clip; a test of its own is below
-            &flag("gamma", "gamma"),
-            &flag("tau", "tau"),
-            &flag("policy-lr", "actor_lr"),
-            &flag("q-lr", "critic_lr"),
-            &flag("logit-coef", "logits_penalty"),
-        ]),
-    )
-    .unwrap();
+    let flags = [
+        "--hidden-size=32",
+        "--max-grad-norm=1e9", // the recording does not clip; a test of its own is below
+        &flag("gamma", "gamma"),
+        &flag("tau", "tau"),
+        &flag("policy-lr", "actor_lr"),
+        &flag("q-lr", "critic_lr"),
+        &flag("logit-coef", "logits_penalty"),
+    ];
+    let mut maddpg = maddpg(&[3, 4], &[&[3], &[2]], &flags);
     assert_eq!(maddpg.actor_optimizers[0].eps, recording.number("eps"));
     recording.set(&maddpg.parameters, LAYERS);
     recording.set(&maddpg.target_parameters, TARGET_LAYERS);
@@ -134,7 +144,8 @@ fn recorded_update() {
             if update == 0 {
                 let targets = maddpg.td_targets(i, &batch, &target_noise[i]).unwrap();
                 recording.close(&format!("expected/targets_{i}"), &targets);
-                let (own, _) = maddpg.agents[i].act(&batch.observations, &actor_noise).unwrap();
+                let agent = &maddpg.agents[i];
+                let (own, _) = agent.act(&agent.actor, &batch.observations, &actor_noise).unwrap();
                 recording.close(&format!("expected/actions_{i}"), &own);
             }
             let (loss, q) = maddpg.update_critic(i, &batch, &target_noise[i]).unwrap();
@@ -198,11 +209,14 @@ fn moved(maddpg: &Maddpg, before: &[Vec<(String, Vec<f32>)>; 2]) -> Vec<String> 
     moved
 }
 
+fn now(maddpg: &Maddpg) -> [Vec<(String, Vec<f32>)>; 2] {
+    [values(&maddpg.parameters), values(&maddpg.target_parameters)]
+}
+
 #[test]
 fn an_update_moves_its_own_network_alone() {
     let mut maddpg = three_agents(&[]);
     let (batch, mut rng) = (batch(16), rng(1, 0));
-    let now = |maddpg: &Maddpg| [values(&maddpg.parameters), values(&maddpg.target_parameters)];
     for i in 0..3 {
         let (noise, before) = (maddpg.gumbel(16, &mut rng).unwrap(), now(&maddpg));
         maddpg.update_critic(i, &batch, &noise).unwrap();
@@ -261,7 +275,7 @@ fn a_relaxed_choice_is_a_gumbel_softmax() {
         }
     }
     // Without noise: the softmax of the movements' logits, and that of the words'.
-    let joint = maddpg.act_greedily(&[0.0; 8]).unwrap();
+    let joint = greedily(&maddpg, &[0.0; 8]);
     let probabilities = [softmax(&logits[..5]), softmax(&logits[5..])].concat();
     close(&joint[..8], &probabilities, 1e-6);
 
@@ -269,7 +283,7 @@ fn a_relaxed_choice_is_a_gumbel_softmax() {
     let n = 100_000;
     let x = Tensor::zeros((n, 8), DType::F32, &Device::Cpu).unwrap();
     let noise = maddpg.gumbel(n, &mut rng(1, 0)).unwrap();
-    let (drawn, z) = agent.act(&x, &noise).unwrap();
+    let (drawn, z) = agent.act(&agent.actor, &x, &noise).unwrap();
     close(&rows(&z)[7], &logits, 1e-6);
     let drawn = rows(&drawn);
     let mut frequencies = vec![0.0_f32; 8];
@@ -291,27 +305,28 @@ fn a_relaxed_choice_is_a_gumbel_softmax() {
 #[test]
 fn each_actor_sees_its_own_observation_and_fills_its_own_columns() {
     let maddpg = three_agents(&[]);
-    let before = maddpg.act_greedily(&[0.1; 8]).unwrap();
+    let before = greedily(&maddpg, &[0.1; 8]);
     assert_eq!(before.len(), 15);
     // Observations are 3 + 1 + 4 numbers, actions 8 + 2 + 5.
     for (observation, action) in [(0..3, 0..8), (3..4, 8..10), (4..8, 10..15)] {
         for changed in observation {
             let mut x = [0.1; 8];
             x[changed] = 0.7;
-            let after = maddpg.act_greedily(&x).unwrap();
+            let after = greedily(&maddpg, &x);
             for k in 0..15 {
                 assert_eq!(before[k] != after[k], action.contains(&k), "input {changed}, output {k}");
             }
         }
     }
     // Several environments at once are the same as each alone.
-    let all = maddpg.act_greedily(&[[0.1; 8], [0.3; 8]].concat()).unwrap();
-    close(&all, &[before, maddpg.act_greedily(&[0.3; 8]).unwrap()].concat(), 1e-6);
+    let all = greedily(&maddpg, &[[0.1; 8], [0.3; 8]].concat());
+    close(&all, &[before, greedily(&maddpg, &[0.3; 8])].concat(), 1e-6);
     // Exploration differs from environment to environment and from time to time.
     let mut rng = rng(1, 0);
-    let explored = maddpg.act(&[0.1; 16], &mut rng).unwrap();
+    let mut explore = || maddpg.act(&[0.1; 16], &maddpg.gumbel(2, &mut rng).unwrap()).unwrap();
+    let explored = explore();
     assert!(explored[..15].iter().zip(&explored[15..]).all(|(a, b)| a != b));
-    assert_ne!(explored, maddpg.act(&[0.1; 16], &mut rng).unwrap());
+    assert_ne!(explored, explore());
 }
 
 /// Adds 1 to a parameter.
@@ -363,8 +378,7 @@ const ENDS: [(usize, bool, bool); 3] = [(3, true, false), (4, false, true), (2, 
 
 impl Scripted {
     /// `first` is the episode before the one that it starts with.
-    fn boxed(first: usize) -> Box<dyn ParallelEnv> {
-        let spec = spec(&[2, 1], &[&[2], &[3]]);
+    fn boxed(spec: MultiSpec, first: usize) -> Box<dyn ParallelEnv> {
         Box::new(Self { spec, world: World::new(Vec::new(), Vec::new(), 0), episode: first, step: 0 })
     }
 }
@@ -389,9 +403,10 @@ impl ParallelEnv for Scripted {
     }
 
     fn observe(&self, agent: usize, observation: &mut [f32]) {
-        match agent {
-            0 => observation.copy_from_slice(&[self.episode as f32, self.step as f32]),
-            _ => observation[0] = (100 + self.step) as f32,
+        match (agent, observation) {
+            (0, [episode, step]) => (*episode, *step) = (self.episode as f32, self.step as f32),
+            (_, [step]) => *step = (100 + self.step) as f32,
+            (_, others) => others.fill(0.0), // where nobody steps
         }
     }
 
@@ -416,14 +431,15 @@ impl ParallelEnv for Scripted {
 fn the_replay_buffer_holds_what_happened() {
     let num_envs = 2;
     // Environment 0 plays episodes 1, 2, 3, …, environment 1 episodes 51, 52, 53, …
-    let mut envs = ParallelVecEnv::new(vec![Scripted::boxed(0), Scripted::boxed(50)], 0).unwrap();
-    let maddpg = Maddpg::new(envs.spec(), &args(&[])).unwrap();
+    let scripted = |first| Scripted::boxed(spec(&[2, 1], &[&[2], &[3]]), first);
+    let mut envs = ParallelVecEnv::new(vec![scripted(0), scripted(50)], 0).unwrap();
+    let maddpg = Maddpg::new(&envs, &args(&[])).unwrap();
     let (capacity, mut rng) = (13, learner_rng(1));
     let mut buffer = ReplayBuffer { capacity, ..Default::default() };
     let mut played = Vec::new();
     for _ in 0..12 {
         let observations = envs.observations().to_vec();
-        let actions = maddpg.act(&observations, &mut rng).unwrap();
+        let actions = maddpg.act(&observations, &maddpg.gumbel(2, &mut rng).unwrap()).unwrap();
         envs.step(&actions).unwrap();
         buffer.store(&observations, &actions, &envs);
         played.push(actions);
@@ -465,24 +481,244 @@ fn the_replay_buffer_holds_what_happened() {
     }
 
     // A sample is of whole rows, of all of them.
-    let batch = buffer.sample(300, &mut rng, &Device::Cpu).unwrap();
-    let parts = [batch.observations, batch.actions, batch.rewards, batch.next_observations, batch.terminated];
-    let drawn = rows(&Tensor::cat(&parts, 1).unwrap());
-    assert!(drawn.iter().all(|row| happened[11..].contains(row)));
-    assert!(happened[11..].iter().all(|row| drawn.contains(row)));
+    let drawn = |batch_size: usize, rng: Option<&mut Rng>| {
+        let batch = buffer.sample(batch_size, rng, &Device::Cpu).unwrap();
+        let Batch { observations, actions, rewards, next_observations, terminated } = batch;
+        let columns = [observations, actions, rewards, next_observations, terminated];
+        rows(&Tensor::cat(&columns, 1).unwrap())
+    };
+    let sample = drawn(300, Some(&mut rng));
+    assert_eq!(sample.len(), 300);
+    assert!(sample.iter().all(|row| happened[11..].contains(row)));
+    assert!(happened[11..].iter().all(|row| sample.contains(row)));
+    // The latest ones go back from the last, also past row 0, no further than there are any.
+    happened.reverse();
+    assert_eq!(drawn(12, None), happened[..12]);
+    assert_eq!(drawn(20, None), happened[..13]);
+}
+
+/// As [`batch`], with actions that agents can take: each choice's weights are positive and add up to 1.
+fn batch_of_weights(maddpg: &Maddpg, rows: usize, rng: &mut Rng) -> Batch {
+    let mut batch = batch(rows);
+    let noise = maddpg.gumbel(rows, rng).unwrap();
+    batch.actions = joint_actions(&maddpg.agents, None, &batch.observations, &noise).unwrap();
+    batch
+}
+
+/// Gives the network `name` these outputs everywhere.
+fn set_output(map: &VarMap, name: &str, outputs: &[f32]) {
+    for (parameter, var) in map.named_vars() {
+        if parameter == format!("{name}.output.bias") {
+            var.set(&Tensor::from_slice(outputs, outputs.len(), &Device::Cpu).unwrap()).unwrap();
+        } else if parameter == format!("{name}.output.weight") {
+            var.set(&var.zeros_like().unwrap()).unwrap();
+        }
+    }
 }
 
 #[test]
+fn nothing_is_inferred_by_default() {
+    let names = |flags: &[&str]| -> Vec<String> {
+        three_agents(flags).parameters.named_vars().into_iter().map(|(name, _)| name).collect()
+    };
+    assert!(names(&[]).iter().all(|name| name.starts_with("actor") || name.starts_with("critic")));
+    // Each agent infers each other's policy, and not its own.
+    for (i, j) in [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)] {
+        let prefix = format!("inferred{i}.{j}.");
+        let inferred = names(&["--infer-policies=true"]).iter().any(|name| name.starts_with(&prefix));
+        assert_eq!(inferred, i != j, "{prefix}");
+    }
+    // An agent that is alone has nobody to infer.
+    let alone = |flags: &[&str]| values(&maddpg(&[4], &[&[5]], flags).parameters);
+    assert_eq!(alone(&[]), alone(&["--infer-policies=true"]));
+}
+
+/// −Σ_k z_k + n ln Σ_k exp(z_k) / a_k − λ H, and its gradient by z, one term after the other.
+fn inferred_loss(z: &[f64], a: &[f64], lambda: f64) -> (f64, Vec<f64>) {
+    let n = z.len() as f64;
+    let sum: f64 = z.iter().zip(a).map(|(z, a)| z.exp() / a).sum();
+    let total: f64 = z.iter().map(|z| z.exp()).sum();
+    let p: Vec<f64> = z.iter().map(|z| z.exp() / total).collect();
+    let entropy: f64 = -p.iter().map(|p| p * p.ln()).sum::<f64>();
+    let loss = -z.iter().sum::<f64>() + n * sum.ln() - lambda * entropy;
+    let gradient = |((z, a), p): ((&f64, &f64), &f64)| {
+        -1.0 + n * (z.exp() / a) / sum + lambda * p * (p.ln() + entropy) // ∂H / ∂z_k = −p_k (ln p_k + H)
+    };
+    (loss, z.iter().zip(a).zip(&p).map(gradient).collect())
+}
+
+#[test]
+fn inferred_policies_follow_the_gradient_of_their_likelihood() {
+    let flags = ["--infer-policies=true", "--ent-coef=0.3", "--max-grad-norm=1e9", "--policy-lr=0.25"];
+    let mut maddpg = three_agents(&flags);
+    assert!(maddpg.inferred_optimizers.iter().all(|adam| adam.learning_rate == 0.25));
+    let batch = batch_of_weights(&maddpg, 16, &mut rng(2, 0));
+    let actions = rows(&batch.actions); // 5 + 3, 2 and 5 numbers
+    // Agent 1 infers both the others: one makes two choices, the other one.
+    let logits: Vec<f64> = (0..8).map(|k| f64::from(k * k % 5) / 3.0 - 0.5).collect();
+    let f32s = |values: &[f64]| -> Vec<f32> { values.iter().map(|&value| value as f32).collect() };
+    set_output(&maddpg.parameters, "inferred1.0", &f32s(&logits));
+    set_output(&maddpg.parameters, "inferred1.2", &f32s(&logits[3..]));
+    let (mut loss, mut gradient) = (0.0, vec![0.0; 13]);
+    for row in &actions {
+        let row: Vec<f64> = row.iter().map(|&a| f64::from(a)).collect();
+        // Where an output of a policy is in `gradient`, the logits of its choice, and what was done.
+        for (start, z, a) in
+            [(0, &logits[..5], &row[..5]), (5, &logits[5..], &row[5..8]), (8, &logits[3..], &row[10..])]
+        {
+            let (one_loss, one_gradient) = inferred_loss(z, a, 0.3);
+            loss += one_loss / 16.0;
+            for (k, g) in one_gradient.iter().enumerate() {
+                gradient[start + k] += g / 16.0;
+            }
+        }
+    }
+    let found = maddpg.update_inferred(1, &batch).unwrap();
+    close(&[found], &[loss as f32], 1e-4);
+    let own = maddpg.parameters.named_vars().into_iter().filter(|(name, _)| name.starts_with("inferred1."));
+    let gradients = first_gradients(&maddpg.inferred_optimizers[1]);
+    let biases: Vec<f32> = own
+        .zip(gradients)
+        .filter(|((name, _), _)| name.ends_with("output.bias"))
+        .flat_map(|(_, gradient)| gradient)
+        .collect();
+    close(&biases, &f32s(&gradient), 1e-4);
+}
+
+#[test]
+fn an_inferred_policy_becomes_the_one_that_acts() {
+    let flags = ["--infer-policies=true", "--policy-lr=0.02", "--ent-coef=0"];
+    let mut maddpg = maddpg(&[2, 1], &[&[5, 3], &[2]], &flags);
+    let logits = [1.0, -0.5, 0.3, 0.0, -1.2, 0.8, -0.2, 0.1];
+    set_output(&maddpg.parameters, "actor0", &logits);
+    let mut rng = rng(4, 0);
+    for _ in 0..400 {
+        let x = random(64, 3, &mut rng);
+        let noise = maddpg.gumbel(64, &mut rng).unwrap();
+        let actions = joint_actions(&maddpg.agents, None, &x, &noise).unwrap();
+        let rest = Tensor::zeros((64, 1), DType::F32, &Device::Cpu).unwrap();
+        let batch = Batch {
+            observations: x.clone(),
+            actions,
+            rewards: rest.clone(),
+            next_observations: x,
+            terminated: rest,
+        };
+        maddpg.update_inferred(1, &batch).unwrap();
+    }
+    let x = random(1, 3, &mut rng);
+    let no_noise = Tensor::zeros((1, 10), DType::F32, &Device::Cpu).unwrap();
+    let of = |policy: &Mlp| rows(&maddpg.agents[0].act(policy, &x, &no_noise).unwrap().0).concat();
+    let (found, acting) = (of(&maddpg.agents[1].inferred[&0]), of(&maddpg.agents[0].actor));
+    close(&found, &acting, 0.05);
+}
+
+#[test]
+fn weights_that_vanish_leave_the_likelihood_finite() {
+    let mut maddpg = maddpg(&[2, 1], &[&[3], &[2]], &["--infer-policies=true"]);
+    let mut batch = batch(2);
+    batch.observations = random(2, 3, &mut rng(5, 0));
+    batch.actions =
+        Tensor::new(&[[0.0_f32, 1.0, 0.0, 1.0, 0.0], [0.0, 0.0, 1.0, 0.0, 1.0]], &Device::Cpu).unwrap();
+    for i in 0..2 {
+        assert!(maddpg.update_inferred(i, &batch).unwrap().is_finite());
+    }
+    assert!(maddpg.parameters.values().unwrap().iter().all(|value| value.is_finite()));
+}
+
+#[test]
+fn inferring_moves_inferred_policies_alone() {
+    let mut maddpg = three_agents(&["--infer-policies=true"]);
+    let mut rng = rng(1, 0);
+    let batch = batch_of_weights(&maddpg, 16, &mut rng);
+    for i in 0..3 {
+        let (noise, before) = (maddpg.gumbel(16, &mut rng).unwrap(), now(&maddpg));
+        maddpg.update_inferred(i, &batch).unwrap();
+        assert_eq!(moved(&maddpg, &before), [format!("inferred{i}")]);
+        // Both policies that it infers, and nothing else, which the next ones show.
+        let moved_policies = values(&maddpg.parameters)
+            .into_iter()
+            .zip(&before[0])
+            .filter(|((name, now), (_, then))| name.ends_with("output.bias") && now != then);
+        assert_eq!(moved_policies.count(), 2);
+        let before = now(&maddpg);
+        maddpg.update_critic(i, &batch, &noise).unwrap();
+        assert_eq!(moved(&maddpg, &before), [format!("critic{i}")]);
+        let before = now(&maddpg);
+        maddpg.update_actor(i, &batch, &noise).unwrap();
+        assert_eq!(moved(&maddpg, &before), [format!("actor{i}")]);
+    }
+    let before = now(&maddpg);
+    maddpg.update_targets().unwrap();
+    for name in ["inferred0", "inferred1", "inferred2", "actor1", "critic2"] {
+        assert!(moved(&maddpg, &before).contains(&format!("target_{name}")), "{name}");
+    }
+    // All that an agent infers is clipped together.
+    let mut maddpg = three_agents(&["--infer-policies=true", "--max-grad-norm=0.01"]);
+    maddpg.update_inferred(0, &batch).unwrap();
+    let gradients = first_gradients(&maddpg.inferred_optimizers[0]);
+    close(&[gradients.iter().flatten().map(|g| g * g).sum::<f32>().sqrt()], &[0.01], 1e-6);
+}
+
+#[test]
+fn targets_have_inferred_averages_for_the_others_policies() {
+    let maddpg = three_agents(&["--infer-policies=true"]);
+    let (batch, noise) = (batch(8), maddpg.gumbel(8, &mut rng(3, 0)).unwrap());
+    let targets = || [0, 1, 2].map(|i| rows(&maddpg.td_targets(i, &batch, &noise).unwrap()).concat());
+    // Which agents' targets a change of this parameter changes, in every row but that which terminated.
+    let changed = |map: &VarMap, name: &str| -> Vec<usize> {
+        let before = targets();
+        change(map, name);
+        let after = targets();
+        let changes = |i: &usize| {
+            let changes =
+                before[*i][1..].iter().zip(&after[*i][1..]).filter(|(before, after)| before != after);
+            assert_eq!(before[*i][0], after[*i][0]);
+            changes.count()
+        };
+        (0..3).filter(|i| changes(i) > 0).collect()
+    };
+    // An actor's average is known to its own agent alone.
+    for i in 0..3 {
+        assert_eq!(changed(&maddpg.target_parameters, &format!("actor{i}.hidden1.weight")), [i]);
+        for j in (0..3).filter(|&j| j != i) {
+            let name = format!("inferred{i}.{j}.hidden1.weight");
+            assert_eq!(changed(&maddpg.target_parameters, &name), [i], "{name}");
+            assert!(changed(&maddpg.parameters, &name).is_empty(), "{name}");
+        }
+    }
+    // By hand: agent 1's own average between what it infers that the others do.
+    let targets = &maddpg.target_agents;
+    let act = |j: usize, policy: &Mlp| targets[j].act(policy, &batch.next_observations, &noise).unwrap().0;
+    let inferred = &targets[1].inferred;
+    let next = [act(0, &inferred[&0]), act(1, &targets[1].actor), act(2, &inferred[&2])];
+    let inputs = [&batch.next_observations, &next[0], &next[1], &next[2]];
+    let q = rows(&targets[1].critic.forward(&Tensor::cat(&inputs, 1).unwrap()).unwrap());
+    let y = rows(&maddpg.td_targets(1, &batch, &noise).unwrap());
+    for (row, (q, y)) in q.iter().zip(&y).enumerate() {
+        let reward = rows(&batch.rewards)[row][1];
+        close(y, &[if row == 0 { reward } else { reward + 0.95 * q[0] }], 1e-5);
+    }
+}
+
+const SHORT: [&str; 8] = [
+    "--total-timesteps=900",
+    "--learning-starts=300",
+    "--train-frequency=15",
+    "--num-envs=6",
+    "--buffer-size=500",
+    "--batch-size=32",
+    "--hidden-size=16",
+    "--eval-episodes=3",
+];
+
+#[test]
 fn pinned_run() {
-    let args = [
-        "--total-timesteps=900",
-        "--learning-starts=300",
-        "--train-frequency=15",
-        "--num-envs=6",
-        "--buffer-size=500",
-        "--batch-size=32",
-        "--hidden-size=16",
-        "--eval-episodes=3",
-    ];
-    regression::pinned(env!("CARGO_MANIFEST_DIR"), "speaker_listener", &args, train);
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "speaker_listener", &SHORT, train);
+}
+
+#[test]
+fn pinned_run_that_infers_policies() {
+    let args = [&SHORT[..], &["--env-id=simple_spread_v3", "--infer-policies=true"]].concat();
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "infer_policies", &args, train);
 }

@@ -1,5 +1,5 @@
-//! MADDPG learns to walk to a landmark and to say which one, the same way each time, and refuses
-//! what it cannot do.
+//! MADDPG learns to walk to a landmark and to say which one, the same way each time, also where agents
+//! infer each other's policies, and refuses what it cannot do.
 
 const MADDPG: &str = env!("CARGO_BIN_EXE_maddpg");
 
@@ -17,6 +17,19 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 #[test]
+fn inferring_policies_is_deterministic_and_evaluates_alike() {
+    let args = [
+        "--infer-policies=true",
+        "--env-id=simple_spread_v3",
+        "--total-timesteps=2000",
+        "--learning-starts=300",
+        "--eval-episodes=3",
+    ];
+    regression::is_deterministic(MADDPG, &args);
+    regression::evaluates_alike(MADDPG, &args);
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     // Updates before every checkpoint and after it, so that averages and moments matter.
     regression::resumes(
@@ -30,6 +43,20 @@ fn a_killed_run_resumes_exactly() {
             "1000",
             "--eval-episodes",
             "3",
+        ],
+    );
+}
+
+#[test]
+fn a_killed_run_that_infers_policies_resumes_exactly() {
+    regression::resumes(
+        MADDPG,
+        &[
+            "--infer-policies=true",
+            "--total-timesteps=16000",
+            "--learning-starts=200",
+            "--checkpoint-every=1000",
+            "--eval-episodes=3",
         ],
     );
 }
@@ -59,4 +86,6 @@ fn refuses_bad_input() {
     refuses(&["--max-grad-norm", "0"], &["'0'", "--max-grad-norm", "above 0"]);
     refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--logit-coef", "NaN"], &["'NaN'", "--logit-coef"]);
+    refuses(&["--infer-policies", "maybe"], &["'maybe'", "--infer-policies", "true"]);
+    refuses(&["--ent-coef=-1"], &["'-1'", "--ent-coef", "at least 0"]);
 }
