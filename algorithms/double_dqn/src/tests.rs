@@ -26,6 +26,7 @@ fn recorded(recording: &Recording, clip_error: bool) -> (DoubleDqn, Batch) {
         &format!("--gamma={}", number("gamma")),
         &format!("--learning-rate={}", number("learning_rate")),
         &format!("--clip-error={clip_error}"),
+        "--adam-eps=1e-8", // PyTorch's
     ]);
     let dqn = DoubleDqn::new(4, 2, &args).unwrap();
     recording.set(&dqn.parameters, ONLINE);
@@ -286,6 +287,7 @@ fn pinned_run_of_the_other_flags() {
         "--anneal-lr=false",
         "--gamma=0.9",
         "--end-e=0.2",
+        "--adam-eps=1e-2",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);

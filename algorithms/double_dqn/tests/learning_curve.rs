@@ -32,5 +32,6 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
+    refuses(&["--adam-eps", "0"], &["'0'", "--adam-eps", "above 0"]);
     refuses(&["--train-frequency", "-1"], &["--train-frequency"]);
 }
