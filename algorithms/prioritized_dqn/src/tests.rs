@@ -33,6 +33,7 @@ fn recorded_update(name: &str, clip_error: bool) {
         &format!("--gamma={gamma}"),
         &format!("--learning-rate={learning_rate}"),
         &format!("--clip-error={clip_error}"),
+        "--adam-eps=1e-8", // PyTorch's
     ]);
     let mut buffer = ReplayBuffer::new(64, alpha, eps);
     buffer.observations = recording.floats("batch/observations");
@@ -440,7 +441,7 @@ fn pinned_run_of_the_other_flags() {
         "--hidden-sizes=16,8",
         "--batch-size=8",
         "--buffer-size=100",
-        "--train-frequency=4",
+        "--train-frequency=3",
         "--target-network-frequency=25",
         "--tau=1",
         "--clip-error=true",
@@ -450,6 +451,7 @@ fn pinned_run_of_the_other_flags() {
         "--prioritized-replay-beta=0.1",
         "--prioritized-replay-eps=0.5",
         "--end-e=0.2",
+        "--adam-eps=1e-3",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);

@@ -32,6 +32,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
     refuses(&["--buffer-size", "1e12"], &["--buffer-size 1000000000000", "134217728"]);
+    refuses(&["--adam-eps", "0"], &["'0'", "--adam-eps", "above 0"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
     refuses(&["--prioritized-replay-alpha", "2"], &["'2'", "--prioritized-replay-alpha", "0 to 1"]);
     refuses(&["--prioritized-replay-beta", "-1"], &["'-1'", "--prioritized-replay-beta", "0 to 1"]);
