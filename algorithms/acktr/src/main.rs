@@ -29,11 +29,11 @@
 //! the Gauss-Newton matrix. λ is a damping, of which κ gives each factor its share (π in the papers).
 //!
 //! Deviations from the paper: policy and critic are two small networks, each with its own step size and δ
-//! (0.002, there 0.001; the critic's far larger, for values go up to 100); there is no momentum, and η_max
-//! stays; uᵀ F u is u · ∇L, where F has the damping in it, as in OpenAI's program. Averages are means at
-//! first (Martens & Grosse), n-step returns look beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
+//! (0.002, there 0.001; the critic's far larger, for values go up to 100); c_e is 0 (with 0.01 one run in eight
+//! fails on CartPole); η_max stays; no momentum; uᵀ F u is u · ∇L, where F has the damping in it (as OpenAI's).
+//! Averages are means at first (Martens & Grosse); returns look beyond time limits (arXiv:1712.00378).
 //!
-//! Run `cargo run -p acktr`: 475 (Gymnasium's threshold) or more on CartPole-v1, 300,000 steps, six seconds.
+//! Run `cargo run -p acktr`: 475 (Gymnasium's threshold) or more on CartPole-v1 in six seconds, on 45 seeds.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var, backprop::GradStore};
@@ -83,7 +83,7 @@ struct Args {
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
     /// Weight of the entropy bonus, c_e
-    #[arg(long, default_value_t = 0.01, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 0.0, value_parser = cli::non_negative)]
     ent_coef: f64,
 }
 
