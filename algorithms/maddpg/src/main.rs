@@ -15,32 +15,28 @@
 //! inferred  L(ψ_ij) = −E[ ln μ̂_ij(a_j|o_j) + λ H(μ̂_ij(o_j)) ],   H the entropy; ψ'_ij as φ'_i
 //! ```
 //!
-//! The last is for `--infer-policies true` (§4.2): agent i knows no other's actor, fits an approximation
-//! μ̂_ij to what agent j did lately, and has its average μ̂'_ij in y_i instead of μ'_j.
+//! With `--infer-policies true` (§4.2) agent i knows no other's actor: it fits an approximation μ̂_ij to what
+//! agent j did lately, and has its average μ̂'_ij in y_i instead of μ'_j. With `--ensemble-size K` (§4.3)
+//! an actor is K sub-policies μ_i^k, lest others fit one behaviour alone: one of them plays in an episode,
+//! drawn at its beginning, J(θ_i) = (1/K) Σ_k E[ Q_i(x, a_1, …, μ_i^k(o_i), …, a_N) | agent i played μ_i^k ].
 //!
 //! Agents choose between movements and between words. For a gradient ∂Q_i/∂a_i to exist, a choice is relaxed
 //! to a weighting of its n options, the Gumbel-softmax (Jang, Gu & Poole 2016, arXiv:1611.01144), whose noise
-//! is the exploration as well. The weights themselves are played, as the environments' continuous actions, so
-//! that critics learn from what was done. With logits z:
+//! is the exploration as well: of logits z, μ(o) = softmax(z + g), g_l = −ln(−ln u_l), u_l ~ U(0, 1). The
+//! weights are played, as the environments' continuous actions, so that critics learn from what was done.
 //!
-//! ```text
-//! μ(o) = softmax(z + g),   g_k = −ln(−ln u_k),   u_k ~ U(0, 1)
-//! ln μ(a|o) = Σ_k z_k − n ln Σ_k exp(z_k) / a_k + what does not depend on z
-//! ```
-//!
-//! Deviations from the paper: updates are smaller and more frequent (128 transitions every 25 steps instead
-//! of 1024 every 100) and begin after 2000 steps instead of 25,600; τ is 0.02 and step sizes are 0.002 and
-//! 0.005 instead of 0.01 each: a run takes less time and ends alike. H is that of softmax(z); Q'_i sees an
-//! a'_j drawn from μ̂'_ij, not log-probabilities. From the authors' code (openai/maddpg): large logits are
-//! penalised, each agent's target draws an a' of its own, gradients are clipped (here each network's, all
-//! that an agent infers being one, there each of its tensors'). §4.3 (policy ensembles) is left out.
+//! Deviations from the paper: updates are smaller and more frequent (there 1024 transitions every 100 steps),
+//! begin sooner (after 25,600) and have other step sizes and τ (0.01 each): a run takes less time and ends
+//! alike. H is that of softmax(z); Q'_i sees an a'_j drawn from μ̂'_ij, not log-probabilities. One buffer that
+//! says who played serves all μ_i^k, and the averages of those play in y_i. From openai/maddpg: large logits
+//! are penalised, each target draws an a' of its own, gradients are clipped (per Adam, there per tensor).
 //!
 //! Run `cargo run -p maddpg`: about −21 (−16 to −26) on simple_speaker_listener_v4 after 150,000 steps in
-//! five seconds (−23 with `--infer-policies true`), about −7.5 with `--env-id simple_v3 --total-timesteps
-//! 75000` in two; returns are sums over the agents. The authors' code, with exploration, reaches −22 (−14 to
-//! −30 over ten trials) and −6.3 in as many steps (curves of wsjeon/maddpg-rllib); random actions −73, −36.
+//! five seconds, −23 with `--infer-policies true`, −22 (−19 to −26, in eight) with `--ensemble-size 3`; about
+//! −7.5 with `--env-id simple_v3 --total-timesteps 75000`, all returns summed over agents. The authors' code,
+//! with exploration: −22 (−14 to −30 in ten trials), −6.3 (curves of wsjeon/maddpg-rllib); random: −73, −36.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use candle_core::{DType, Device, IndexOp, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
@@ -104,6 +100,9 @@ struct Args {
     /// Weight of the entropy of inferred policies, λ
     #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
     ent_coef: f64,
+    /// Sub-policies of each agent, of which it plays one in an episode, K
+    #[arg(long, default_value_t = 1, value_parser = cli::positive)]
+    ensemble_size: usize,
 }
 
 /// Two hidden layers of ReLU units: `[inputs]` → `[hidden_size]` → `[hidden_size]` → `[outputs]`.
@@ -117,51 +116,46 @@ impl Mlp {
         Ok(Self([hidden1, hidden2, output]))
     }
 
-    /// `[batch, inputs]` to `[batch, outputs]`.
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    /// `[batch, outputs]` from inputs side by side, such as x and a, `[batch, inputs]` together.
+    fn forward<T: AsRef<Tensor>>(&self, inputs: &[T]) -> Result<Tensor> {
         let [hidden1, hidden2, output] = &self.0;
-        Ok(output.forward(&hidden2.forward_relu(&hidden1.forward_relu(x)?)?)?)
+        let x = Tensor::cat(inputs, 1)?;
+        Ok(output.forward(&hidden2.forward_relu(&hidden1.forward_relu(&x)?)?)?)
     }
 }
 
 /// One agent's networks, online or of the averages, and its place among the others.
 struct Agent {
-    actor: Mlp,                     // o_i → logits z
-    critic: Mlp,                    // Q_i: (x, a), [observation_dim + action_dim] → [1]
-    inferred: BTreeMap<usize, Mlp>, // μ̂_ij by j: o_j → logits, for every other agent j or for none
-    observation: Range<usize>,      // columns of o_i in x
-    action: Range<usize>,           // columns of a_i in a
-    choices: Vec<usize>,            // numbers of options: of movements, of words, or of both in this order
+    index: usize,                        // i
+    actor: Vec<Mlp>,                     // μ_i^k: o_i → logits z, [ensemble_size]
+    critic: Mlp,                         // Q_i: (x, a), [observation_dim + action_dim] → [1]
+    inferred: BTreeMap<usize, Vec<Mlp>>, // μ̂_ij by j: o_j → logits, [1]; of all other agents or of none
+    observation: Range<usize>,           // columns of o_i in x
+    action: Range<usize>,                // columns of a_i in a
+    choices: Vec<usize>, // numbers of options: of movements, of words, or of both in this order
 }
 
 impl Agent {
-    /// a_i and z, `[batch, own action]` each, from everybody's observations x `[batch, observation_dim]`,
-    /// of which `policy`, the actor or an inferred one, sees the agent's own alone, and everybody's Gumbel
-    /// noise `[batch, action_dim]`. Without noise (all 0) a_i is the softmax of z.
-    fn act(&self, policy: &Mlp, x: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
-        let logits = policy.forward(&x.i((.., self.observation.clone()))?)?;
+    /// a_i and z, `[batch, own action]` each, by `policy`, its own or one inferred, from x and `playing` as
+    /// in [`Batch`] and Gumbel noise `[batch, action_dim]`. Without noise (all 0) a_i is the softmax of z.
+    fn act(&self, policy: &[Mlp], x: &Tensor, playing: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        let observation = [x.i((.., self.observation.clone()))?]; // o_i
+        let mut logits = policy[0].forward(&observation)?;
+        for (k, sub_policy) in policy.iter().enumerate().skip(1) {
+            let plays = playing.narrow(1, self.index, 1)?.eq(k as f32)?.broadcast_as(logits.shape())?;
+            logits = plays.where_cond(&sub_policy.forward(&observation)?, &logits)?; // where it plays
+        }
         let perturbed = (&logits + noise.i((.., self.action.clone()))?)?;
         let (mut weights, mut start) = (Vec::new(), 0);
         for options in &self.choices {
             let choice = perturbed.i((.., start..start + options))?; // [batch, options]
-            // a_k = exp(z_k + g_k) / Σ_l exp(z_l + g_l); less the largest, so that nothing overflows
+            // a_l = exp(z_l + g_l) / Σ_m exp(z_m + g_m); less the largest, so that nothing overflows
             let exp = choice.broadcast_sub(&choice.max_keepdim(1)?)?.exp()?;
             weights.push(exp.broadcast_div(&exp.sum_keepdim(1)?)?);
             start += options;
         }
         Ok((Tensor::cat(&weights, 1)?, logits))
     }
-}
-
-/// What all agents do in x, a `[batch, action_dim]`, from noise of the same shape; where agent `inferring`
-/// infers the others' policies, what it takes them to do.
-fn joint_actions(agents: &[Agent], inferring: Option<usize>, x: &Tensor, noise: &Tensor) -> Result<Tensor> {
-    let mut actions = Vec::new();
-    for (j, agent) in agents.iter().enumerate() {
-        let inferred = inferring.and_then(|i| agents[i].inferred.get(&j)); // none of itself
-        actions.push(agent.act(inferred.unwrap_or(&agent.actor), x, noise)?.0);
-    }
-    Ok(Tensor::cat(&actions, 1)?)
 }
 
 /// The last `capacity` transitions, the oldest overwritten first. A row holds those of all agents.
@@ -173,6 +167,7 @@ struct ReplayBuffer {
     actions: Vec<f32>,           // a, [len, action_dim]
     rewards: Vec<f32>,           // (r_1, …, r_N), [len, num_agents]
     next_observations: Vec<f32>, // x', an episode's true last ones at its end, [len, observation_dim]
+    playing: Vec<f32>,           // k of each agent, [len, num_agents]
     terminated: Vec<f32>,        // 1 where nothing lies beyond x', 0 elsewhere, truncation included, [len]
 }
 
@@ -182,16 +177,18 @@ struct Batch {
     actions: Tensor,           // a, [batch, action_dim]
     rewards: Tensor,           // (r_1, …, r_N), [batch, num_agents]
     next_observations: Tensor, // x', [batch, observation_dim]
+    playing: Tensor,           // k of each agent, [batch, num_agents]
     terminated: Tensor,        // 1 or 0, [batch, 1]
 }
 
 impl ReplayBuffer {
     /// Stores the step that each of `envs` has just made from `observations` by `actions`.
-    fn store(&mut self, observations: &[f32], actions: &[f32], envs: &ParallelVecEnv) {
+    fn store(&mut self, observations: &[f32], playing: &[f32], actions: &[f32], envs: &ParallelVecEnv) {
         let of = |env: usize, width: usize| env * width..(env + 1) * width;
         for env in 0..envs.num_envs() {
             let (row, own) = (self.next_row, of(env, envs.observation_dim()));
             write_row(&mut self.observations, row, &observations[own.clone()]);
+            write_row(&mut self.playing, row, &playing[of(env, envs.num_agents())]);
             write_row(&mut self.actions, row, &actions[of(env, envs.action_dim())]);
             write_row(&mut self.rewards, row, &envs.rewards()[of(env, envs.num_agents())]);
             // Easy to miss and fatal: after an episode's end `envs.observations()` are the next one's.
@@ -218,6 +215,7 @@ impl ReplayBuffer {
             actions: gather(&self.actions)?,
             rewards: gather(&self.rewards)?,
             next_observations: gather(&self.next_observations)?,
+            playing: gather(&self.playing)?,
             terminated: gather(&self.terminated)?,
         })
     }
@@ -231,93 +229,95 @@ fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
 
 /// All agents, their averages and how they learn.
 struct Maddpg {
-    agents: Vec<Agent>,             // μ_i, Q_i, μ̂_ij, [num_agents]
-    target_agents: Vec<Agent>,      // μ'_i, Q'_i, μ̂'_ij
-    parameters: VarMap,             // θ_i, φ_i, ψ_ij of all agents
-    target_parameters: VarMap,      // θ'_i, φ'_i, ψ'_ij
-    actor_optimizers: Vec<Adam>,    // [num_agents]
-    critic_optimizers: Vec<Adam>,   // [num_agents]
-    inferred_optimizers: Vec<Adam>, // [num_agents], each of all that its agent infers
-    action_dim: usize,              // numbers in a
+    agents: Vec<Agent>,                 // μ_i, Q_i, μ̂_ij, [num_agents]
+    target_agents: Vec<Agent>,          // μ'_i, Q'_i, μ̂'_ij
+    parameters: VarMap,                 // θ_i, φ_i, ψ_ij of all agents
+    target_parameters: VarMap,          // θ'_i, φ'_i, ψ'_ij
+    optimizers: BTreeMap<String, Adam>, // of "actor0", "critic0", "inferred0", …: each clips its own alone
     args: Args,
     device: Device,
 }
 
 impl Maddpg {
-    fn new(envs: &ParallelVecEnv, args: &Args) -> Result<Self> {
-        let (device, num_agents, action_dim) = (args.run.device()?, envs.num_agents(), envs.action_dim());
+    fn new(envs: &ParallelVecEnv, args: Args) -> Result<Self> {
+        let (device, num_agents) = (args.run.device()?, envs.num_agents());
         let (observations, actions) = (envs.observation_columns(), envs.action_columns()); // [num_agents]
         let networks = |parameters: &VarMap| -> Result<Vec<Agent>> {
             let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
             let network = |name, inputs, outputs| Mlp::new(inputs, args.hidden_size, outputs, vb.pp(name));
             let policy = |name: String, j: usize| network(name, observations[j].len(), actions[j].len());
-            let mut agents = Vec::new();
-            for (i, choices) in envs.spec().choices.iter().enumerate() {
+            let agent = |i| {
+                // The first sub-policy keeps the name that it has alone.
+                let name = |k| if k == 0 { format!("actor{i}") } else { format!("actor{i}.{k}") };
                 let others = (0..num_agents).filter(|&j| args.infer_policies && j != i);
-                let inferred = |j| Ok((j, policy(format!("inferred{i}.{j}"), j)?));
-                agents.push(Agent {
-                    actor: policy(format!("actor{i}"), i)?,
-                    critic: network(format!("critic{i}"), envs.observation_dim() + action_dim, 1)?,
+                let inferred = |j| Ok((j, vec![policy(format!("inferred{i}.{j}"), j)?]));
+                Ok(Agent {
+                    index: i,
+                    actor: (0..args.ensemble_size).map(|k| policy(name(k), i)).collect::<Result<_>>()?,
+                    critic: network(format!("critic{i}"), envs.observation_dim() + envs.action_dim(), 1)?,
                     inferred: others.map(inferred).collect::<Result<_>>()?,
                     observation: observations[i].clone(),
                     action: actions[i].clone(),
-                    choices: choices.clone(),
-                });
-            }
-            Ok(agents)
+                    choices: envs.spec().choices[i].clone(),
+                })
+            };
+            (0..num_agents).map(agent).collect()
         };
         let (parameters, target_parameters) = (VarMap::new(args.run.seed), VarMap::new(args.run.seed));
         let (agents, target_agents) = (networks(&parameters)?, networks(&target_parameters)?);
         copy_parameters(&target_parameters, &parameters)?;
-        // Each agent has Adams of its own: one agent's large gradient must not clip another's.
-        let optimizers = |kind: &str, learning_rate: f64| -> Result<Vec<Adam>> {
-            let mut optimizers = Vec::new();
-            for prefix in (0..num_agents).map(|i| format!("{kind}{i}.")) {
+        let mut optimizers = BTreeMap::new();
+        for (kind, lr) in [("actor", args.policy_lr), ("critic", args.q_lr), ("inferred", args.policy_lr)] {
+            for name in (0..num_agents).map(|i| format!("{kind}{i}")) {
+                let prefix = format!("{name}.");
                 let own = parameters.named_vars().into_iter().filter(|(name, _)| name.starts_with(&prefix));
-                let optimizer = Adam::from_vars(own.map(|(_, var)| var).collect(), learning_rate)?;
-                optimizers.push(optimizer.with_max_grad_norm(args.max_grad_norm));
+                let adam = Adam::from_vars(own.map(|(_, var)| var).collect(), lr)?;
+                optimizers.insert(name, adam.with_max_grad_norm(args.max_grad_norm));
             }
-            Ok(optimizers)
-        };
-        Ok(Self {
-            actor_optimizers: optimizers("actor", args.policy_lr)?,
-            critic_optimizers: optimizers("critic", args.q_lr)?,
-            inferred_optimizers: optimizers("inferred", args.policy_lr)?,
-            agents,
-            target_agents,
-            parameters,
-            target_parameters,
-            action_dim,
-            args: args.clone(),
-            device,
-        })
+        }
+        Ok(Self { agents, target_agents, parameters, target_parameters, optimizers, args, device })
+    }
+
+    /// One step of an agent's networks, such as "critic0", down `loss`, whose value it returns.
+    fn descend(&mut self, networks: &str, loss: &Tensor) -> Result<f32> {
+        self.optimizers.get_mut(networks).context("no such networks")?.backward_step(loss)?;
+        Ok(loss.to_scalar()?)
     }
 
     /// g, `[rows, action_dim]`.
     fn gumbel(&self, rows: usize, rng: &mut Rng) -> Result<Tensor> {
         // g = −ln(−ln u). Infinite at u = 0 and u = 1: u is open at both ends, and drawn as f64.
         let g = |_| -(-rng.sample::<f64, _>(Open01).ln()).ln() as f32;
-        let noise = (0..rows * self.action_dim).map(g).collect();
-        Ok(Tensor::from_vec(noise, (rows, self.action_dim), &self.device)?)
+        let action_dim: usize = self.agents.iter().map(|agent| agent.action.len()).sum();
+        Ok(Tensor::from_vec((0..rows * action_dim).map(g).collect(), (rows, action_dim), &self.device)?)
     }
 
-    /// a for each x of `observations`, `[num_envs, action_dim]`, from Gumbel noise of the same shape.
-    fn act(&self, observations: &[f32], noise: &Tensor) -> Result<Vec<f32>> {
+    /// k of each agent in episodes that begin, `[rows, num_agents]`. Where K is 1 nothing is drawn.
+    fn draw_playing(&self, rows: usize, rng: &mut Rng) -> Vec<f32> {
+        let size = self.args.ensemble_size;
+        let k = |_| if size > 1 { rng.random_range(0..size) as f32 } else { 0.0 };
+        (0..rows * self.agents.len()).map(k).collect()
+    }
+
+    /// a for each x, `[num_envs, action_dim]` as the Gumbel noise; `playing` is `[num_envs, num_agents]`.
+    fn act(&self, observations: &[f32], playing: &[f32], noise: &Tensor) -> Result<Vec<f32>> {
         let x = Tensor::from_slice(observations, (noise.dim(0)?, ()), &self.device)?;
-        Ok(joint_actions(&self.agents, None, &x, noise)?.flatten_all()?.to_vec1()?)
+        let playing = Tensor::from_slice(playing, (noise.dim(0)?, ()), &self.device)?;
+        let act = |agent: &Agent| Ok(agent.act(&agent.actor, &x, &playing, noise)?.0);
+        let actions = self.agents.iter().map(act).collect::<Result<Vec<_>>>()?; // a_1, …, a_N
+        Ok(Tensor::cat(&actions, 1)?.flatten_all()?.to_vec1()?)
     }
 
-    /// One step of agent i's inferred policies towards what the others did; nothing else moves. Returns
-    /// Σ_j L(ψ_ij) from before the step.
+    /// One step of all that agent i infers; nothing else moves. Returns Σ_j L(ψ_ij) from before the step.
     fn update_inferred(&mut self, i: usize, latest: &Batch) -> Result<f32> {
         let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
         for (&j, policy) in &self.agents[i].inferred {
             let (other, mut start) = (&self.agents[j], 0);
-            let logits = policy.forward(&latest.observations.i((.., other.observation.clone()))?)?;
+            let logits = policy[0].forward(&[latest.observations.i((.., other.observation.clone()))?])?;
             let actions = latest.actions.i((.., other.action.clone()))?.maximum(1e-30)?; // never ln 0
             for &n in &other.choices {
                 let (z, a) = (logits.narrow(1, start, n)?, actions.narrow(1, start, n)?); // [batch, n]
-                // ln μ̂_ij(a_j|o_j) = Σ_k z_k − n ln Σ_k exp(z_k) / a_k
+                // ln μ̂_ij(a_j|o_j) = Σ_l z_l − n ln Σ_l exp(z_l) / a_l
                 let log_prob = (z.sum(1)? - ((&z - a.log()?)?.log_sum_exp(1)? * n as f64)?)?; // [batch]
                 let entropy = Categorical::new(&z)?.entropy()?; // H of softmax(z), [batch]
                 // L(ψ_ij) = −E[ ln μ̂_ij(a_j|o_j) + λ H(μ̂_ij(o_j)) ]
@@ -325,15 +325,17 @@ impl Maddpg {
                 start += n;
             }
         }
-        self.inferred_optimizers[i].backward_step(&loss)?;
-        Ok(loss.to_scalar()?)
+        self.descend(&format!("inferred{i}"), &loss)
     }
 
     /// y_i, `[batch, 1]`, from noise `[batch, action_dim]`.
     fn td_targets(&self, i: usize, batch: &Batch, noise: &Tensor) -> Result<Tensor> {
-        // Easy to miss and fatal: a' is what all *target* actors do in x', not what the buffer holds.
-        let next_actions = joint_actions(&self.target_agents, Some(i), &batch.next_observations, noise)?;
-        let inputs = Tensor::cat(&[&batch.next_observations, &next_actions], 1)?; // (x', a')
+        let mut inputs = vec![batch.next_observations.clone()]; // x', a'_1, …, a'_N
+        for (j, agent) in self.target_agents.iter().enumerate() {
+            // Easy to miss and fatal: a' is what all *target* actors do in x', not what the buffer holds.
+            let policy = self.target_agents[i].inferred.get(&j).unwrap_or(&agent.actor);
+            inputs.push(agent.act(policy, &batch.next_observations, &batch.playing, noise)?.0);
+        }
         let next_q = self.target_agents[i].critic.forward(&inputs)?; // Q'_i(x', a'), [batch, 1]
         // y_i = r_i + γ (1 − terminated) Q'_i(x', a')
         let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
@@ -343,31 +345,25 @@ impl Maddpg {
     /// One step of critic i towards y_i; nothing else moves. Returns L(φ_i) and E[ Q_i(x, a) ] before it.
     fn update_critic(&mut self, i: usize, batch: &Batch, noise: &Tensor) -> Result<(f32, f32)> {
         let y = self.td_targets(i, batch, noise)?;
-        let inputs = Tensor::cat(&[&batch.observations, &batch.actions], 1)?; // (x, a)
-        let q = self.agents[i].critic.forward(&inputs)?; // [batch, 1]
+        let q = self.agents[i].critic.forward(&[&batch.observations, &batch.actions])?; // [batch, 1]
         // L(φ_i) = E[ (Q_i(x, a) − y_i)² ]
         let loss = (&q - y)?.sqr()?.mean_all()?;
-        self.critic_optimizers[i].backward_step(&loss)?;
-        Ok((loss.to_scalar()?, q.mean_all()?.to_scalar()?))
+        Ok((self.descend(&format!("critic{i}"), &loss)?, q.mean_all()?.to_scalar()?))
     }
 
-    /// One step of actor i up its critic; nothing else moves. `noise` is as for all agents,
-    /// `[batch, action_dim]`. Returns −J(θ_i) with its penalty, from before the step.
+    /// One step of actor i up its critic, noise as in y_i; nothing else moves. Returns −J(θ_i) and penalty.
     fn update_actor(&mut self, i: usize, batch: &Batch, noise: &Tensor) -> Result<f32> {
-        let agent = &self.agents[i];
-        let (own_action, logits) = agent.act(&agent.actor, &batch.observations, noise)?;
+        let (agent, x) = (&self.agents[i], &batch.observations);
+        let (own_action, logits) = agent.act(&agent.actor, x, &batch.playing, noise)?; // by who played
         // (x, a_1, …, μ_i(o_i), …, a_N): the others' actions stay those of the buffer.
-        let before = batch.actions.i((.., ..agent.action.start))?;
-        let after = batch.actions.i((.., agent.action.end..))?;
-        let inputs = Tensor::cat(&[&batch.observations, &before, &own_action, &after], 1)?;
+        let actions = batch.actions.slice_assign(&[0..x.dim(0)?, agent.action.clone()], &own_action)?;
         // Its parameters are held constant: gradients pass through the critic to its input.
         let critic = Mlp(agent.critic.0.each_ref().map(Linear::detach));
         // J(θ_i) = E[ Q_i(x, a_1, …, μ_i(o_i), …, a_N) ]
-        let value = critic.forward(&inputs)?.mean_all()?;
+        let value = critic.forward(&[x, &actions])?.mean_all()?;
         // c E[ z² ] − J(θ_i): unpenalised, logits may grow until the noise decides nothing any more.
         let loss = ((logits.sqr()?.mean_all()? * self.args.logit_coef)? - value)?;
-        self.actor_optimizers[i].backward_step(&loss)?;
-        Ok(loss.to_scalar()?)
+        self.descend(&format!("actor{i}"), &loss)
     }
 
     /// φ'_i ← (1 − τ) φ'_i + τ φ_i, θ'_i and ψ'_ij likewise, for all agents.
@@ -385,11 +381,11 @@ fn train(args: Args) -> Result<()> {
     let (num_envs, mut rng) = (args.num_envs, learner_rng(args.run.seed));
     let mut envs = make(num_envs, args.run.seed)?;
     let names = envs.spec().agents.clone(); // [num_agents]
-    let mut maddpg = Maddpg::new(&envs, &args)?;
+    let mut maddpg = Maddpg::new(&envs, args.clone())?;
     let mut buffer = ReplayBuffer { capacity: args.buffer_size, ..Default::default() };
+    let mut playing = maddpg.draw_playing(num_envs, &mut rng); // [num_envs, num_agents]
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
-    let optimizer_names: Vec<String> = (0..3 * names.len()).map(|i| format!("optimizer{i}")).collect();
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         let mut state: Vec<(&str, &mut dyn Persist)> = vec![
@@ -398,18 +394,20 @@ fn train(args: Args) -> Result<()> {
             ("envs", &mut envs),
             ("rng", &mut rng),
             ("buffer", &mut buffer),
+            ("playing", &mut playing),
         ];
-        let optimizers = maddpg.actor_optimizers.iter_mut().chain(&mut maddpg.critic_optimizers);
-        let optimizers = optimizers.chain(&mut maddpg.inferred_optimizers);
-        state.extend(optimizer_names.iter().zip(optimizers).map(|(name, adam)| (name as &str, adam as _)));
+        state.extend(maddpg.optimizers.iter_mut().map(|(name, adam)| (name as &str, adam as _)));
         run.resume_or_checkpoint(&mut global_step, &mut state)?;
 
         // Act: one step of all agents in each environment, and store what happened.
         let observations = envs.observations().to_vec(); // [num_envs, observation_dim]
         let noise = maddpg.gumbel(num_envs, &mut rng)?; // the exploration, [num_envs, action_dim]
-        let actions = maddpg.act(&observations, &noise)?; // [num_envs, action_dim]
+        let actions = maddpg.act(&observations, &playing, &noise)?; // [num_envs, action_dim]
         envs.step(&actions)?;
-        buffer.store(&observations, &actions, &envs);
+        buffer.store(&observations, &playing, &actions, &envs);
+        for episode in envs.episodes() {
+            write_row(&mut playing, episode.env, &maddpg.draw_playing(1, &mut rng)); // in the next one
+        }
         run.episodes(global_step + num_envs, envs.episodes())?;
         for (name, episodic_return) in names.iter().cycle().zip(envs.episode_returns()) {
             run.log(global_step + num_envs, &format!("charts/episodic_return/{name}"), *episodic_return)?;
@@ -441,8 +439,10 @@ fn train(args: Args) -> Result<()> {
     }
 
     run.save_or_load_model(&mut maddpg.parameters)?;
-    let no_noise = Tensor::zeros((args.run.eval_episodes, maddpg.action_dim), DType::F32, &maddpg.device)?;
-    run.evaluate_agents(make, |observations| maddpg.act(observations, &no_noise))?;
+    let no_noise = Tensor::zeros((args.run.eval_episodes, envs.action_dim()), DType::F32, &maddpg.device)?;
+    rng = learner_rng(args.run.seed); // so that `--eval-only` draws the same
+    let playing = maddpg.draw_playing(args.run.eval_episodes, &mut rng);
+    run.evaluate_agents(make, |observations| maddpg.act(observations, &playing, &no_noise))?;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ fn spec(observation_dims: &[usize], choices: &[&[usize]]) -> MultiSpec {
 /// What learns to act in an environment of such agents.
 fn maddpg(observation_dims: &[usize], choices: &[&[usize]], flags: &[&str]) -> Maddpg {
     let env = Scripted::boxed(spec(observation_dims, choices), 0);
-    Maddpg::new(&ParallelVecEnv::new(vec![env], 0).unwrap(), &args(flags)).unwrap()
+    Maddpg::new(&ParallelVecEnv::new(vec![env], 0).unwrap(), args(flags)).unwrap()
 }
 
 /// Three agents: one moves and speaks, one speaks, one moves.
@@ -36,16 +36,25 @@ fn three_agents(flags: &[&str]) -> Maddpg {
     maddpg(&[3, 1, 4], &[&[5, 3], &[2], &[5]], flags)
 }
 
-/// What its agents do without noise.
+/// The first sub-policy of each agent, in each of so many rows.
+fn first(maddpg: &Maddpg, rows: usize) -> Vec<f32> {
+    vec![0.0; rows * maddpg.agents.len()]
+}
+
+/// What its agents do without noise, each by its first sub-policy.
 fn greedily(maddpg: &Maddpg, observations: &[f32]) -> Vec<f32> {
-    let rows = observations.len() / maddpg.agents.last().unwrap().observation.end;
-    let no_noise = Tensor::zeros((rows, maddpg.action_dim), DType::F32, &Device::Cpu).unwrap();
-    maddpg.act(observations, &no_noise).unwrap()
+    let last = maddpg.agents.last().unwrap();
+    let rows = observations.len() / last.observation.end;
+    maddpg.act(observations, &first(maddpg, rows), &zeros(rows, last.action.end)).unwrap()
 }
 
 fn random(rows: usize, columns: usize, rng: &mut Rng) -> Tensor {
     let values: Vec<f32> = (0..rows * columns).map(|_| rng.random::<f32>() - 0.5).collect();
     Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
+}
+
+fn zeros(rows: usize, columns: usize) -> Tensor {
+    Tensor::zeros((rows, columns), DType::F32, &Device::Cpu).unwrap()
 }
 
 /// Made-up transitions of [`three_agents`], the first of which terminated.
@@ -57,6 +66,7 @@ fn batch(rows: usize) -> Batch {
         actions: random(rows, 15, &mut rng),
         rewards: random(rows, 3, &mut rng),
         next_observations: random(rows, 8, &mut rng),
+        playing: zeros(rows, 3),
         terminated: Tensor::from_vec::<_, f32>(terminated, (rows, 1), &Device::Cpu).unwrap(),
     }
 }
@@ -117,7 +127,7 @@ fn recorded_update() {
         &flag("logit-coef", "logits_penalty"),
     ];
     let mut maddpg = maddpg(&[3, 4], &[&[3], &[2]], &flags);
-    assert_eq!(maddpg.actor_optimizers[0].eps, recording.number("eps"));
+    assert_eq!(maddpg.optimizers["actor0"].eps, recording.number("eps"));
     recording.set(&maddpg.parameters, LAYERS);
     recording.set(&maddpg.target_parameters, TARGET_LAYERS);
 
@@ -129,6 +139,7 @@ fn recorded_update() {
         actions: of_both("actions"),
         rewards: Tensor::cat(&rewards, 1).unwrap(),
         next_observations: of_both("next_observations"),
+        playing: zeros(recording.tensor("batch/observations_0").dim(0).unwrap(), 2),
         terminated: recording.column("batch/terminated"),
     };
     // For each agent the noise of its targets' a', and of the actions of which its actor uses its own.
@@ -145,7 +156,8 @@ fn recorded_update() {
                 let targets = maddpg.td_targets(i, &batch, &target_noise[i]).unwrap();
                 recording.close(&format!("expected/targets_{i}"), &targets);
                 let agent = &maddpg.agents[i];
-                let (own, _) = agent.act(&agent.actor, &batch.observations, &actor_noise).unwrap();
+                let (own, _) =
+                    agent.act(&agent.actor, &batch.observations, &batch.playing, &actor_noise).unwrap();
                 recording.close(&format!("expected/actions_{i}"), &own);
             }
             let (loss, q) = maddpg.update_critic(i, &batch, &target_noise[i]).unwrap();
@@ -157,8 +169,9 @@ fn recorded_update() {
             losses[1][i].push(maddpg.update_actor(i, &batch, &actor_noise).unwrap());
         }
         if update == 0 {
-            let optimizers = maddpg.actor_optimizers.iter().chain(&maddpg.critic_optimizers);
-            let gradients: Vec<_> = optimizers.flat_map(first_gradients).collect();
+            let names = ["actor0", "actor1", "critic0", "critic1"];
+            let gradients: Vec<_> =
+                names.iter().flat_map(|&name| first_gradients(&maddpg.optimizers[name])).collect();
             recording.gradients("expected/gradients", &maddpg.parameters, LAYERS, gradients);
             recording.parameters("expected/parameters", &maddpg.parameters, LAYERS, maddpg.args.q_lr);
             recording.unmoved(&maddpg.target_parameters, TARGET_LAYERS);
@@ -243,18 +256,22 @@ fn each_networks_gradient_is_clipped_by_itself() {
         maddpg.update_critic(i, &batch, &noise).unwrap();
         maddpg.update_actor(i, &batch, &noise).unwrap();
     }
-    let norm = |adam: &Adam| first_gradients(adam).iter().flatten().map(|g| g * g).sum::<f32>().sqrt();
-    let norms: Vec<f32> = maddpg.critic_optimizers.iter().map(norm).collect();
+    let norm = |name: &str| {
+        first_gradients(&maddpg.optimizers[name]).iter().flatten().map(|g| g * g).sum::<f32>().sqrt()
+    };
+    let norms = ["critic0", "critic1", "critic2"].map(norm);
     close(&norms[1..2], &[0.5], 1e-5);
     assert!(norms[0] > 0.01 && norms[0] < 0.5 && norms[2] > 0.01 && norms[2] < 0.5, "{norms:?}");
-    assert!(maddpg.actor_optimizers.iter().all(|adam| norm(adam) < 0.5));
+    assert!(["actor0", "actor1", "actor2"].into_iter().all(|name| norm(name) < 0.5));
 }
 
 #[test]
 fn step_sizes_reach_their_networks() {
-    let maddpg = three_agents(&["--policy-lr=0.25", "--q-lr=0.125"]);
-    assert!(maddpg.actor_optimizers.iter().all(|adam| adam.learning_rate == 0.25));
-    assert!(maddpg.critic_optimizers.iter().all(|adam| adam.learning_rate == 0.125));
+    let maddpg = three_agents(&["--policy-lr=0.25", "--q-lr=0.125", "--infer-policies=true"]);
+    assert_eq!(maddpg.optimizers.len(), 3 * 3);
+    for (name, adam) in &maddpg.optimizers {
+        assert_eq!(adam.learning_rate, if name.starts_with("critic") { 0.125 } else { 0.25 }, "{name}");
+    }
 }
 
 #[test]
@@ -283,7 +300,7 @@ fn a_relaxed_choice_is_a_gumbel_softmax() {
     let n = 100_000;
     let x = Tensor::zeros((n, 8), DType::F32, &Device::Cpu).unwrap();
     let noise = maddpg.gumbel(n, &mut rng(1, 0)).unwrap();
-    let (drawn, z) = agent.act(&agent.actor, &x, &noise).unwrap();
+    let (drawn, z) = agent.act(&agent.actor, &x, &zeros(n, 3), &noise).unwrap();
     close(&rows(&z)[7], &logits, 1e-6);
     let drawn = rows(&drawn);
     let mut frequencies = vec![0.0_f32; 8];
@@ -323,7 +340,8 @@ fn each_actor_sees_its_own_observation_and_fills_its_own_columns() {
     close(&all, &[before, greedily(&maddpg, &[0.3; 8])].concat(), 1e-6);
     // Exploration differs from environment to environment and from time to time.
     let mut rng = rng(1, 0);
-    let mut explore = || maddpg.act(&[0.1; 16], &maddpg.gumbel(2, &mut rng).unwrap()).unwrap();
+    let mut explore =
+        || maddpg.act(&[0.1; 16], &first(&maddpg, 2), &maddpg.gumbel(2, &mut rng).unwrap()).unwrap();
     let explored = explore();
     assert!(explored[..15].iter().zip(&explored[15..]).all(|(a, b)| a != b));
     assert_ne!(explored, explore());
@@ -433,22 +451,25 @@ fn the_replay_buffer_holds_what_happened() {
     // Environment 0 plays episodes 1, 2, 3, …, environment 1 episodes 51, 52, 53, …
     let scripted = |first| Scripted::boxed(spec(&[2, 1], &[&[2], &[3]]), first);
     let mut envs = ParallelVecEnv::new(vec![scripted(0), scripted(50)], 0).unwrap();
-    let maddpg = Maddpg::new(&envs, &args(&[])).unwrap();
+    let maddpg = Maddpg::new(&envs, args(&["--ensemble-size=3"])).unwrap();
     let (capacity, mut rng) = (13, learner_rng(1));
     let mut buffer = ReplayBuffer { capacity, ..Default::default() };
     let mut played = Vec::new();
-    for _ in 0..12 {
+    for t in 0..12_u8 {
         let observations = envs.observations().to_vec();
-        let actions = maddpg.act(&observations, &maddpg.gumbel(2, &mut rng).unwrap()).unwrap();
+        // Sub-policies that say where they were played.
+        let playing = [0, 1].map(|env| [f32::from(t % 3), f32::from((t + env) % 2)]).concat();
+        let noise = maddpg.gumbel(2, &mut rng).unwrap();
+        let actions = maddpg.act(&observations, &playing, &noise).unwrap();
         envs.step(&actions).unwrap();
-        buffer.store(&observations, &actions, &envs);
-        played.push(actions);
+        buffer.store(&observations, &playing, &actions, &envs);
+        played.push((actions, playing));
     }
     // What happened, from the script alone: rows of x, a, r, x' and whether it terminated.
     let mut happened = vec![Vec::new(); num_envs * played.len()];
     for env in 0..num_envs {
         let (mut episode, mut step) = (50 * env + 1, 0);
-        for (t, actions) in played.iter().enumerate() {
+        for (t, (actions, playing)) in played.iter().enumerate() {
             let (length, terminated, _) = ENDS[episode % ENDS.len()];
             let see = |step: usize| [episode as f32, step as f32, (100 + step) as f32];
             let reward = (10 * episode + step + 1) as f32;
@@ -457,12 +478,13 @@ fn the_replay_buffer_holds_what_happened() {
             row.extend([reward, -reward]);
             row.extend(see(step + 1));
             let ends = step + 1 == length;
+            row.extend(&playing[2 * env..2 * (env + 1)]);
             row.push(if ends && terminated { 1.0 } else { 0.0 });
             happened[t * num_envs + env] = row;
             (episode, step) = if ends { (episode + 1, 0) } else { (episode, step + 1) };
         }
     }
-    assert!(happened.iter().any(|row| row[13] == 1.0));
+    assert!(happened.iter().any(|row| row[15] == 1.0));
     // 24 transitions went into 13 rows: the last 13 are left, number 13 in row 0.
     let row = |i: usize| {
         let of = |column: &[f32], width: usize| column[i * width..(i + 1) * width].to_vec();
@@ -471,6 +493,7 @@ fn the_replay_buffer_holds_what_happened() {
             of(&buffer.actions, 5),
             of(&buffer.rewards, 2),
             of(&buffer.next_observations, 3),
+            of(&buffer.playing, 2),
             of(&buffer.terminated, 1),
         ]
         .concat()
@@ -483,8 +506,8 @@ fn the_replay_buffer_holds_what_happened() {
     // A sample is of whole rows, of all of them.
     let drawn = |batch_size: usize, rng: Option<&mut Rng>| {
         let batch = buffer.sample(batch_size, rng, &Device::Cpu).unwrap();
-        let Batch { observations, actions, rewards, next_observations, terminated } = batch;
-        let columns = [observations, actions, rewards, next_observations, terminated];
+        let Batch { observations, actions, rewards, next_observations, playing, terminated } = batch;
+        let columns = [observations, actions, rewards, next_observations, playing, terminated];
         rows(&Tensor::cat(&columns, 1).unwrap())
     };
     let sample = drawn(300, Some(&mut rng));
@@ -497,11 +520,18 @@ fn the_replay_buffer_holds_what_happened() {
     assert_eq!(drawn(20, None), happened[..13]);
 }
 
+/// What its agents do in x, each by its first sub-policy.
+fn explored(maddpg: &Maddpg, x: &Tensor, noise: &Tensor) -> Tensor {
+    let observations: Vec<f32> = x.flatten_all().unwrap().to_vec1().unwrap();
+    let actions = maddpg.act(&observations, &first(maddpg, x.dim(0).unwrap()), noise).unwrap();
+    Tensor::from_vec(actions, noise.shape(), &Device::Cpu).unwrap()
+}
+
 /// As [`batch`], with actions that agents can take: each choice's weights are positive and add up to 1.
 fn batch_of_weights(maddpg: &Maddpg, rows: usize, rng: &mut Rng) -> Batch {
     let mut batch = batch(rows);
     let noise = maddpg.gumbel(rows, rng).unwrap();
-    batch.actions = joint_actions(&maddpg.agents, None, &batch.observations, &noise).unwrap();
+    batch.actions = explored(maddpg, &batch.observations, &noise);
     batch
 }
 
@@ -551,7 +581,6 @@ fn inferred_loss(z: &[f64], a: &[f64], lambda: f64) -> (f64, Vec<f64>) {
 fn inferred_policies_follow_the_gradient_of_their_likelihood() {
     let flags = ["--infer-policies=true", "--ent-coef=0.3", "--max-grad-norm=1e9", "--policy-lr=0.25"];
     let mut maddpg = three_agents(&flags);
-    assert!(maddpg.inferred_optimizers.iter().all(|adam| adam.learning_rate == 0.25));
     let batch = batch_of_weights(&maddpg, 16, &mut rng(2, 0));
     let actions = rows(&batch.actions); // 5 + 3, 2 and 5 numbers
     // Agent 1 infers both the others: one makes two choices, the other one.
@@ -576,7 +605,7 @@ fn inferred_policies_follow_the_gradient_of_their_likelihood() {
     let found = maddpg.update_inferred(1, &batch).unwrap();
     close(&[found], &[loss as f32], 1e-4);
     let own = maddpg.parameters.named_vars().into_iter().filter(|(name, _)| name.starts_with("inferred1."));
-    let gradients = first_gradients(&maddpg.inferred_optimizers[1]);
+    let gradients = first_gradients(&maddpg.optimizers["inferred1"]);
     let biases: Vec<f32> = own
         .zip(gradients)
         .filter(|((name, _), _)| name.ends_with("output.bias"))
@@ -595,20 +624,22 @@ fn an_inferred_policy_becomes_the_one_that_acts() {
     for _ in 0..400 {
         let x = random(64, 3, &mut rng);
         let noise = maddpg.gumbel(64, &mut rng).unwrap();
-        let actions = joint_actions(&maddpg.agents, None, &x, &noise).unwrap();
-        let rest = Tensor::zeros((64, 1), DType::F32, &Device::Cpu).unwrap();
+        let (actions, rest) = (explored(&maddpg, &x, &noise), zeros(64, 1));
         let batch = Batch {
             observations: x.clone(),
             actions,
             rewards: rest.clone(),
             next_observations: x,
+            playing: zeros(64, 2),
             terminated: rest,
         };
         maddpg.update_inferred(1, &batch).unwrap();
     }
     let x = random(1, 3, &mut rng);
     let no_noise = Tensor::zeros((1, 10), DType::F32, &Device::Cpu).unwrap();
-    let of = |policy: &Mlp| rows(&maddpg.agents[0].act(policy, &x, &no_noise).unwrap().0).concat();
+    let of = |policies: &[Mlp]| {
+        rows(&maddpg.agents[0].act(policies, &x, &zeros(1, 2), &no_noise).unwrap().0).concat()
+    };
     let (found, acting) = (of(&maddpg.agents[1].inferred[&0]), of(&maddpg.agents[0].actor));
     close(&found, &acting, 0.05);
 }
@@ -656,7 +687,7 @@ fn inferring_moves_inferred_policies_alone() {
     // All that an agent infers is clipped together.
     let mut maddpg = three_agents(&["--infer-policies=true", "--max-grad-norm=0.01"]);
     maddpg.update_inferred(0, &batch).unwrap();
-    let gradients = first_gradients(&maddpg.inferred_optimizers[0]);
+    let gradients = first_gradients(&maddpg.optimizers["inferred0"]);
     close(&[gradients.iter().flatten().map(|g| g * g).sum::<f32>().sqrt()], &[0.01], 1e-6);
 }
 
@@ -689,16 +720,168 @@ fn targets_have_inferred_averages_for_the_others_policies() {
     }
     // By hand: agent 1's own average between what it infers that the others do.
     let targets = &maddpg.target_agents;
-    let act = |j: usize, policy: &Mlp| targets[j].act(policy, &batch.next_observations, &noise).unwrap().0;
+    let act = |j: usize, policies: &[Mlp]| {
+        targets[j].act(policies, &batch.next_observations, &batch.playing, &noise).unwrap().0
+    };
     let inferred = &targets[1].inferred;
     let next = [act(0, &inferred[&0]), act(1, &targets[1].actor), act(2, &inferred[&2])];
     let inputs = [&batch.next_observations, &next[0], &next[1], &next[2]];
-    let q = rows(&targets[1].critic.forward(&Tensor::cat(&inputs, 1).unwrap()).unwrap());
+    let q = rows(&targets[1].critic.forward(&inputs).unwrap());
     let y = rows(&maddpg.td_targets(1, &batch, &noise).unwrap());
     for (row, (q, y)) in q.iter().zip(&y).enumerate() {
         let reward = rows(&batch.rewards)[row][1];
         close(y, &[if row == 0 { reward } else { reward + 0.95 * q[0] }], 1e-5);
     }
+}
+
+/// Which of three sub-policies each of three agents plays in each row.
+const PLAYING: [[f32; 3]; 8] = [
+    [0.0, 2.0, 1.0],
+    [1.0, 1.0, 1.0],
+    [2.0, 0.0, 0.0],
+    [0.0, 0.0, 2.0],
+    [1.0, 2.0, 0.0],
+    [0.0, 1.0, 1.0],
+    [2.0, 2.0, 2.0],
+    [1.0, 0.0, 0.0],
+];
+
+/// What the parameters of sub-policy k of agent i are called.
+fn sub_policy(i: usize, k: usize) -> String {
+    if k == 0 { format!("actor{i}.") } else { format!("actor{i}.{k}.") }
+}
+
+/// Agents without ensembles, each with its sub-policy that `ks` name and with all else of `ensemble`.
+fn alone(ensemble: &Maddpg, ks: &[f32; 3]) -> Maddpg {
+    let alone = three_agents(&["--max-grad-norm=1e9"]);
+    let maps =
+        [(&alone.parameters, &ensemble.parameters), (&alone.target_parameters, &ensemble.target_parameters)];
+    for (to, from) in maps {
+        for (name, var) in to.named_vars() {
+            let theirs = (0..3).fold(name.clone(), |name, i| {
+                name.replace(&format!("actor{i}."), &sub_policy(i, ks[i] as usize))
+            });
+            let (_, value) = from.named_vars().into_iter().find(|(name, _)| *name == theirs).unwrap();
+            var.set(value.as_tensor()).unwrap();
+        }
+    }
+    alone
+}
+
+/// An ensemble whose averages are not its online networks.
+fn ensembles() -> Maddpg {
+    let maddpg = three_agents(&["--ensemble-size=3", "--max-grad-norm=1e9"]);
+    for (name, _) in maddpg.target_parameters.named_vars() {
+        if name.ends_with("hidden2.bias") {
+            change(&maddpg.target_parameters, &name);
+        }
+    }
+    maddpg
+}
+
+fn batch_of_ensembles() -> Batch {
+    Batch { playing: Tensor::new(&PLAYING, &Device::Cpu).unwrap(), ..batch(8) }
+}
+
+/// The rows of `batch` that `picks` names.
+fn pick(batch: &Batch, picks: &[usize]) -> Batch {
+    let picks: Vec<u32> = picks.iter().map(|&row| row as u32).collect();
+    let picks = Tensor::new(picks, &Device::Cpu).unwrap();
+    let of = |column: &Tensor| column.index_select(&picks, 0).unwrap();
+    Batch {
+        observations: of(&batch.observations),
+        actions: of(&batch.actions),
+        rewards: of(&batch.rewards),
+        next_observations: of(&batch.next_observations),
+        playing: of(&batch.playing).zeros_like().unwrap(),
+        terminated: of(&batch.terminated),
+    }
+}
+
+#[test]
+fn each_row_is_of_the_sub_policies_that_play_in_it() {
+    let maddpg = ensembles();
+    let (batch, noise) = (batch_of_ensembles(), maddpg.gumbel(8, &mut rng(3, 0)).unwrap());
+    let observations: Vec<f32> = batch.observations.flatten_all().unwrap().to_vec1().unwrap();
+    let played = maddpg.act(&observations, &PLAYING.concat(), &noise).unwrap();
+    let targets: Vec<_> = (0..3).map(|i| rows(&maddpg.td_targets(i, &batch, &noise).unwrap())).collect();
+    for (row, ks) in PLAYING.iter().enumerate() {
+        let (alone, noise) = (alone(&maddpg, ks), noise.narrow(0, row, 1).unwrap());
+        let wanted = alone.act(&observations[8 * row..8 * (row + 1)], &first(&alone, 1), &noise).unwrap();
+        close(&played[15 * row..15 * (row + 1)], &wanted, 1e-6);
+        let one = pick(&batch, &[row]);
+        for (i, targets) in targets.iter().enumerate() {
+            let wanted = rows(&alone.td_targets(i, &one, &noise).unwrap());
+            close(&targets[row], &wanted[0], 1e-5);
+        }
+    }
+    // The sub-policies are not alike.
+    let firsts = greedily(&maddpg, &observations);
+    let no_noise = noise.zeros_like().unwrap();
+    let others = maddpg.act(&observations, &PLAYING.concat(), &no_noise).unwrap();
+    assert_eq!(firsts[..8], others[..8]); // k = 0
+    assert!(firsts[15..30].iter().zip(&others[15..30]).all(|(first, other)| first != other)); // k = 1
+}
+
+#[test]
+fn a_sub_policy_learns_from_the_rows_in_which_it_played() {
+    let noise = ensembles().gumbel(8, &mut rng(3, 0)).unwrap();
+    let batch = batch_of_ensembles();
+    for i in 0..3 {
+        let mut maddpg = ensembles();
+        maddpg.update_actor(i, &batch, &noise).unwrap();
+        let own = maddpg.parameters.named_vars().into_iter().map(|(name, _)| name);
+        let own = own.filter(|name| name.starts_with(&format!("actor{i}.")));
+        let found: BTreeMap<String, Vec<f32>> =
+            own.zip(first_gradients(&maddpg.optimizers[&format!("actor{i}")])).collect();
+        assert_eq!(found.len(), 3 * 6);
+        for k in 0..3 {
+            let played: Vec<usize> = (0..8).filter(|&row| PLAYING[row][i] == k as f32).collect();
+            let share = played.len() as f32 / 8.0;
+            // What it would learn alone, of the rows in which it played.
+            let mut alone = alone(&ensembles(), &[k as f32; 3]);
+            let picks: Vec<u32> = played.iter().map(|&row| row as u32).collect();
+            let own_noise = noise.index_select(&Tensor::new(picks, &Device::Cpu).unwrap(), 0).unwrap();
+            alone.update_actor(i, &pick(&batch, &played), &own_noise).unwrap();
+            let names = alone.parameters.named_vars().into_iter().map(|(name, _)| name);
+            let names = names.filter(|name| name.starts_with(&format!("actor{i}.")));
+            for (name, gradient) in names.zip(first_gradients(&alone.optimizers[&format!("actor{i}")])) {
+                let name = name.replace(&format!("actor{i}."), &sub_policy(i, k));
+                let wanted: Vec<f32> = gradient.iter().map(|g| share * g).collect();
+                assert!(wanted.iter().any(|g| g.abs() > 1e-6), "{name}");
+                close(&found[&name], &wanted, 1e-8);
+            }
+        }
+    }
+    // One that never played learns nothing.
+    let mut maddpg = ensembles();
+    let before = now(&maddpg);
+    maddpg.update_actor(1, &Batch { playing: zeros(8, 3), ..batch }, &noise).unwrap();
+    let moved = values(&maddpg.parameters).into_iter().zip(&before[0]).filter(|(now, then)| now != *then);
+    let moved: Vec<String> = moved.map(|((name, _), _)| name).collect();
+    assert_eq!(moved.len(), 6, "{moved:?}");
+    assert!(moved.iter().all(|name| name.starts_with("actor1.") && !name.starts_with("actor1.1.")));
+}
+
+#[test]
+fn sub_policies_are_drawn_where_there_are_several() {
+    let (mut drawn, mut untouched) = (rng(1, 0), rng(1, 0));
+    assert_eq!(three_agents(&[]).draw_playing(4, &mut drawn), [0.0; 12]);
+    assert_eq!(drawn.random::<u64>(), untouched.random::<u64>());
+    let maddpg = ensembles();
+    let mut counts = [[0; 3]; 3];
+    let mut together = 0;
+    let playing = maddpg.draw_playing(9000, &mut drawn);
+    assert_eq!(playing.len(), 9000 * 3);
+    for playing in playing.chunks(3) {
+        for (counts, k) in counts.iter_mut().zip(playing) {
+            counts[*k as usize] += 1;
+        }
+        together += usize::from(playing[0] == playing[1]);
+    }
+    // Each as often as another, and each agent for itself: four standard errors of 3000.
+    assert!(counts.iter().flatten().all(|count| (2820..3180).contains(count)), "{counts:?}");
+    assert!((2820..3180).contains(&together), "{together}");
 }
 
 const SHORT: [&str; 8] = [
@@ -721,4 +904,10 @@ fn pinned_run() {
 fn pinned_run_that_infers_policies() {
     let args = [&SHORT[..], &["--env-id=simple_spread_v3", "--infer-policies=true"]].concat();
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "infer_policies", &args, train);
+}
+
+#[test]
+fn pinned_run_of_ensembles() {
+    let args = [&SHORT[..], &["--ensemble-size=3"]].concat();
+    regression::pinned(env!("CARGO_MANIFEST_DIR"), "ensembles", &args, train);
 }

@@ -30,6 +30,34 @@ fn inferring_policies_is_deterministic_and_evaluates_alike() {
 }
 
 #[test]
+fn ensembles_are_deterministic_and_evaluate_alike() {
+    let args = [
+        "--ensemble-size=3",
+        "--infer-policies=true",
+        "--total-timesteps=2000",
+        "--learning-starts=300",
+        "--eval-episodes=10",
+    ];
+    regression::is_deterministic(MADDPG, &args);
+    regression::evaluates_alike(MADDPG, &args);
+}
+
+#[test]
+fn a_killed_run_of_ensembles_resumes_exactly() {
+    // Checkpoints are in the middle of episodes, whose sub-policies play on.
+    regression::resumes(
+        MADDPG,
+        &[
+            "--ensemble-size=3",
+            "--total-timesteps=16000",
+            "--learning-starts=200",
+            "--checkpoint-every=1010",
+            "--eval-episodes=3",
+        ],
+    );
+}
+
+#[test]
 fn a_killed_run_resumes_exactly() {
     // Updates before every checkpoint and after it, so that averages and moments matter.
     regression::resumes(
@@ -87,5 +115,7 @@ fn refuses_bad_input() {
     refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--logit-coef", "NaN"], &["'NaN'", "--logit-coef"]);
     refuses(&["--infer-policies", "maybe"], &["'maybe'", "--infer-policies", "true"]);
+    refuses(&["--ensemble-size", "0"], &["'0'", "--ensemble-size", "at least 1"]);
+    refuses(&["--ensemble-size", "two"], &["'two'", "--ensemble-size", "at least 1"]);
     refuses(&["--ent-coef=-1"], &["'-1'", "--ent-coef", "at least 0"]);
 }
