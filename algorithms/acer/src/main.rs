@@ -33,7 +33,7 @@
 //! here as in OpenAI's baselines: the entropy bonus stands within g, before the projection; the gradients of both
 //! networks are clipped together.
 //!
-//! Run `cargo run -p acer`: 475 (Gymnasium's threshold) or more on CartPole-v1, 300,000 steps, ten seconds.
+//! Run `cargo run -p acer`: 475 or more on CartPole-v1 in 300,000 steps with 44 of 45 seeds, in ten seconds.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor, Var};
@@ -74,7 +74,7 @@ struct Args {
     #[arg(long, default_value_t = 0.99, value_parser = cli::unit_interval)]
     gamma: f64,
     /// Steps that the replay buffer holds, rounded up to whole rollouts
-    #[arg(long, default_value_t = 50_000, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 20_000, value_parser = cli::positive)]
     buffer_size: usize,
     /// Environment steps before anything is replayed
     #[arg(long, default_value_t = 1000, value_parser = cli::positive)]

