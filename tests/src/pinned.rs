@@ -17,7 +17,8 @@
 //! The rows are in `tests/pinned/cartpole.csv` of the package: every row of `metrics.csv` but the
 //! clock's, the evaluation's among them, and then the size of every tensor in the saved model. Steps
 //! and names must be the same, values agree to 1e-3 or 1e-5: other CPUs round otherwise, so choose a
-//! run short enough that no action is chosen differently for it.
+//! run short enough that no action is chosen differently for it. With `--capture-video` among the flags
+//! the film has to be there as well.
 //!
 //! `PLAINRL_RENEW_PINNED=1 cargo test -p NAME pinned` writes the file anew: on purpose only, with
 //! the reason in the commit.
@@ -60,6 +61,11 @@ fn hold<A: Parser>(
     one_thread();
     train(args)?;
     let found = rows(&run_dir)?;
+    if heading.contains("--capture-video") {
+        let film = std::fs::read(run_dir.join("agent.gif")).context("--capture-video left no agent.gif")?;
+        // A whole file: the header, and the trailer that ends a GIF89a.
+        ensure!(film.starts_with(b"GIF89a") && film.ends_with(b"\x3B"), "agent.gif is not a whole animation");
+    }
     if renew {
         let text: String = found.iter().map(Row::to_string).collect();
         std::fs::create_dir_all(path.parent().context("a file within a folder")?)?;

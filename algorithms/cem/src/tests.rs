@@ -327,6 +327,7 @@ fn pinned_run_of_the_other_flags() {
         "--gamma=0.9",
         "--warm-start=false",
         "--threads=2",
+        "--capture-video",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

@@ -542,6 +542,7 @@ fn pinned_run_of_the_other_flags() {
         "--initial-std=0.5",
         "--iterations=3",
         "--tolerance=0.1",
+        "--capture-video",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

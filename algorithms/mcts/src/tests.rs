@@ -475,6 +475,7 @@ fn pinned_run_of_the_other_flags() {
         "--exploration=0.2",
         "--normalize-values=false",
         "--gamma=0.95",
+        "--capture-video",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }

@@ -267,6 +267,7 @@ fn pinned_run_of_the_other_flags() {
         "--candidates=200",
         "--gamma=0.9",
         "--threads=2",
+        "--capture-video",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
 }
