@@ -23,6 +23,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+/// What programs end with after Ctrl-C or SIGTERM, their state saved.
+const INTERRUPTED: i32 = 130;
+
 /// Steps between checkpoints: a tenth of a run, but no less than this, so that writing them does
 /// not show in the seconds of short runs. Those are saved when they are interrupted.
 const LEAST_CHECKPOINT_STEPS: usize = 50_000;
@@ -207,9 +210,9 @@ impl Job<'_> {
     }
 
     /// Why the run failed. Where it ended by itself, the next one starts over: what it would go on
-    /// from is what led to the failure.
+    /// from is what led to the failure. One that somebody interrupted has saved itself, and goes on.
     fn failure(&self, status: ExitStatus) -> String {
-        if status.code().is_some() {
+        if status.code().is_some_and(|code| code != INTERRUPTED) {
             let _ = fs::remove_file(self.run_dir().join("checkpoint.safetensors"));
         }
         let text = tail(&self.stderr());

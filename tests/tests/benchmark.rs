@@ -13,7 +13,7 @@ const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
 
 /// Trains nothing: notes how it was called in `log` beside itself and writes a run directory whose
 /// returns depend on the seed and on the file `bonus`. With a file `fail-SEED` it fails, with one
-/// called `hang` it waits to be interrupted.
+/// called `interrupt-SEED` it ends as after Ctrl-C, and with `hang` it waits to be interrupted.
 const ALGORITHM: &str = r#"#!/bin/sh
 here=$(dirname "$0")
 resumed=no
@@ -33,6 +33,11 @@ if [ -e "$here/fail-$seed" ]; then
     echo "one line" >&2
     echo "error: seed $seed has failed" >&2
     exit 1
+fi
+if [ -e "$here/interrupt-$seed" ]; then
+    rm "$here/interrupt-$seed"
+    touch "$dir/checkpoint.safetensors"
+    exit 130
 fi
 if [ -e "$here/hang" ]; then
     trap 'touch "$dir/checkpoint.safetensors"; exit 130' INT
@@ -185,6 +190,18 @@ fn a_failure_stops_nothing_and_is_reported_last() {
     fs::remove_file(place.path("bin/fail-2")).unwrap();
     place.run("results", &["--seeds", "3"], 0);
     assert_eq!(place.log(), ["2 resumed=no"]);
+}
+
+/// Somebody may end a program and not its runner: what it has saved is not lost.
+#[test]
+fn a_run_that_alone_is_interrupted_goes_on_where_it_was() {
+    let place = Place::new();
+    fs::write(place.path("bin/interrupt-2"), "").unwrap();
+    place.run("results", &["--seeds", "2"], 1);
+    assert!(place.result(1).exists() && !place.result(2).exists());
+    place.log();
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["2 resumed=yes"]);
 }
 
 #[test]
