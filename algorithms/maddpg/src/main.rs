@@ -223,8 +223,8 @@ impl ReplayBuffer {
 
 /// Writes `values` to a row of a column, which grows until it is full.
 fn write_row(column: &mut Vec<f32>, row: usize, values: &[f32]) {
-    let (start, end) = (row * values.len(), (row + 1) * values.len());
-    column.splice(start..end.min(column.len()), values.iter().copied());
+    column.resize(column.len().max((row + 1) * values.len()), 0.0);
+    column[row * values.len()..][..values.len()].copy_from_slice(values);
 }
 
 /// All agents, their averages and how they learn.
