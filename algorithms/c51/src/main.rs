@@ -27,15 +27,15 @@
 //! - a moved atom that falls on an atom gives its whole mass to that one; the paper's Algorithm 1 shares it
 //!   out by its distances from ⌊b⌋ and ⌈b⌉, which are then both 0, and loses it;
 //! - vectors, or small images behind the single convolution of MinAtar's authors (Young & Tian 2019,
-//!   arXiv:1903.03176), instead of Atari's screens, and CleanRL's N = 101 atoms from −100 to 100 instead
-//!   of 51 from −10 to 10: an episode of CartPole is worth up to 100;
+//!   arXiv:1903.03176), instead of Atari's screens, and the 51 atoms from 0 to 100 instead of −10 to 10: an
+//!   episode of CartPole is worth up to 100. From −100 to 100, CleanRL's range, one seed in four fails;
 //! - as in `dqn`, with its reasons, a step size that falls to zero and θ⁻ that follows in small steps;
 //! - ε falls over half of the run, as CleanRL has it, and the buffer holds all of the run: without failures
 //!   in it all returns come to look like v_max.
 //!
-//! Run `cargo run -p c51`: 450 or more on CartPole-v1 with four of five seeds, in twenty seconds (CleanRL's
-//! `c51.py`: 481), and `return_distribution.png` for its last state. MinAtar's returns are small:
-//! `cargo run -p c51 -- --env-id MinAtar/Breakout-v1 --v-min=-10 --v-max=10 --n-atoms=51`.
+//! Run `cargo run -p c51`: 450 or more on CartPole-v1, in twenty seconds (CleanRL's `c51.py`: 481), and
+//! `return_distribution.png` for its last state. Other returns need another range:
+//! `cargo run -p c51 -- --env-id Acrobot-v1 --v-min=-100 --v-max=0`, MinAtar's games `--v-min=-10 --v-max=10`.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -57,7 +57,7 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam
-    #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 1.5e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
     /// Term that keeps Adam from dividing by zero (the paper's: 0.01 / batch size)
     #[arg(long, default_value_t = 1.5e-4, value_parser = cli::above_zero)]
@@ -69,12 +69,12 @@ struct Args {
     #[arg(long, default_value = "120,84", value_delimiter = ',', value_parser = cli::positive)]
     hidden_sizes: Vec<usize>,
     /// Returns that a distribution consists of, N
-    #[arg(long, default_value_t = 101, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 51, value_parser = cli::positive)]
     n_atoms: usize,
-    /// The smallest of them
-    #[arg(long, default_value_t = -100.0, value_parser = cli::finite)]
+    /// The smallest of them: no return should lie below
+    #[arg(long, default_value_t = 0.0, value_parser = cli::finite)]
     v_min: f64,
-    /// The largest of them
+    /// The largest of them: nor above
     #[arg(long, default_value_t = 100.0, value_parser = cli::finite)]
     v_max: f64,
     /// Steps that the replay buffer holds
@@ -90,7 +90,7 @@ struct Args {
     #[arg(long, default_value_t = 1, value_parser = cli::positive)]
     target_network_frequency: usize,
     /// Steps drawn from the replay buffer for one update
-    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
     /// Probability of a random action at the start, ε
     #[arg(long, default_value_t = 1.0, value_parser = cli::unit_interval)]
