@@ -37,13 +37,15 @@
 //! - those of `dqn`, whose header gives the reasons: Adam instead of RMSProp, its step size falling to
 //!   zero, ζ⁻ that follows in many small steps, squared errors (`--clip-error` clips them as the paper
 //!   does);
-//! - a step size that begins at 6e-3: with the 1e-3 of `dqn` three seeds in four stay below the threshold;
+//! - batches of 512 transitions (the paper: 32), steps that begin at 4e-3, and 1e-3 where Adam divides: noise
+//!   raises the maximum over actions above the value that it stands for, and with smaller batches values
+//!   climb beyond any possible return with one seed in eight;
 //! - new noise before every action also where `--train-frequency` is above 1 (the paper has one update for
 //!   each action), and one draw for all parallel environments;
 //! - the evaluation plays with the means, σ left out.
 //!
-//! Run `cargo run -p noisy_dqn`: 475 or more on CartPole-v1 after 50,000 steps in fifteen seconds
-//! (475 is the return at which Gymnasium registers the task as solved).
+//! Run `cargo run -p noisy_dqn`: 475 or more on CartPole-v1 after 50,000 steps in ten seconds, with 51
+//! of 55 seeds (475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
@@ -67,8 +69,11 @@ struct Args {
     #[serde(flatten)]
     run: RunArgs,
     /// Step size of Adam
-    #[arg(long, default_value_t = 6e-3, value_parser = cli::non_negative)]
+    #[arg(long, default_value_t = 4e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
+    /// Added to the root of the mean squared gradient by which Adam divides
+    #[arg(long, default_value_t = 1e-3, value_parser = cli::above_zero)]
+    adam_eps: f64,
     /// Let the step size fall linearly to zero
     #[arg(long, default_value_t = true)]
     anneal_lr: bool,
@@ -91,7 +96,7 @@ struct Args {
     #[arg(long, default_value_t = 1, value_parser = cli::positive)]
     target_network_frequency: usize,
     /// Steps drawn from the replay buffer for one update
-    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 512, value_parser = cli::positive)]
     batch_size: usize,
     /// Scale of the noise at the start, σ0
     #[arg(long, default_value_t = 0.5, value_parser = cli::non_negative)]
@@ -103,7 +108,7 @@ struct Args {
     #[arg(long, default_value_t = false)]
     clip_error: bool,
     /// Environment steps between updates
-    #[arg(long, default_value_t = 1, value_parser = cli::positive)]
+    #[arg(long, default_value_t = 4, value_parser = cli::positive)]
     train_frequency: usize,
 }
 
@@ -279,7 +284,7 @@ impl NoisyDqn {
         };
         let (q_network, target_network) = (network(&parameters)?, network(&target_parameters)?);
         copy_parameters(&target_parameters, &parameters)?;
-        let optimizer = Adam::new(&parameters, args.learning_rate)?;
+        let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(args.adam_eps);
         let args = args.clone();
         Ok(Self { q_network, target_network, parameters, target_parameters, optimizer, args, device })
     }

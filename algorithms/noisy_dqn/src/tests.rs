@@ -42,6 +42,7 @@ fn recorded_update(name: &str, clip_error: bool) {
         &format!("--sigma0={}", number("sigma0")),
         &format!("--gamma={}", number("gamma")),
         &format!("--learning-rate={}", number("learning_rate")),
+        "--adam-eps=1e-8", // torch.optim.Adam's, with which it was recorded
         &format!("--clip-error={clip_error}"),
     ]);
     let mut dqn = NoisyDqn::new(4, 2, &args).unwrap();
