@@ -28,7 +28,7 @@
 //! 4e-3 (6.25e-5) that falls to zero, an update every 8 (4) steps, and θ⁻ that follows in small steps at each
 //! (reasons: `dqn`); no noise in the evaluation. Parts left out: ε = 0.05 without noise, ℓ = δ² without p.
 //!
-//! Run `cargo run -p rainbow`: 450 or more on CartPole-v1 with four of five seeds, in forty seconds.
+//! Run `cargo run -p rainbow`: 450 or more on CartPole-v1 with 29 of 30 seeds, in twenty-five seconds.
 
 use anyhow::Result;
 use candle_core::{D, DType, Device, Tensor};
