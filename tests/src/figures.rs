@@ -21,6 +21,8 @@
 //! seeds = 3                                    # 1, 2, 3
 //! compared = true                              # a table of the last tenth of the steps; false by default
 //! long = true                                  # drawn by its name or with `--long` alone; false by default
+//! benchmark = ["cleanrl", ""]                  # nothing is trained: each line's runs are those of the benchmark
+//!                                              # entry of its program, environment and this variant
 //!
 //! [[figure.line]]
 //! label = "n = 4"
@@ -68,7 +70,7 @@
 
 use crate::curves;
 use crate::digest::source_digest;
-use crate::jobs::{Entry, Measure, Shard, Tier, variant};
+use crate::jobs::{Entry, Measure, Shard, Tier, name, variant};
 use crate::result::{self, BY_LOG_ROW, BY_ROW, IN_MODEL, RunResult, StoredCurve};
 use crate::runner::{PoolArgs, Training, train};
 use crate::statistics;
@@ -147,6 +149,7 @@ struct Figure {
     long: bool,
     #[serde(default)]
     compared: bool,
+    benchmark: Option<Vec<String>>,
     heatmap: Option<Layout>,
     #[serde(default)]
     line: Vec<Line>,
@@ -331,7 +334,8 @@ pub fn figures(mut args: FiguresArgs) -> Result<()> {
     let mut trainings = Vec::new();
     for figure in &wanted {
         if args.pool.force || !figure.is_current(&folder, args.pool.keep)? {
-            trainings.extend(figure.trainings());
+            let to_be_made = |training: &Training| training.place.starts_with("figures");
+            trainings.extend(figure.trainings().into_iter().filter(to_be_made));
         }
     }
     if let Err(error) = train(&trainings, Shard::WHOLE, &args.pool) {
@@ -472,6 +476,14 @@ impl Figure {
         if self.compared && (self.is_swept() || self.heatmap.is_some() || self.x != X::Steps) {
             return Some("only lines over steps are `compared`".into());
         }
+        let lines = || self.line.iter().all(|line| line.args.is_empty() && line.table.is_none());
+        if self.benchmark.as_ref().is_some_and(|variants| variants.len() != self.line.len())
+            || (self.benchmark.is_some() && (self.is_swept() || !lines()))
+        {
+            return Some(
+                "`benchmark` has a variant for each line, none with `args`, `sweep` or `table`".into(),
+            );
+        }
         if self.error_of.is_some() && (self.is_swept() || self.heatmap.is_some() || self.compared) {
             return Some(
                 "only lines over steps or episodes that are not `compared` have an `error_of`".into(),
@@ -571,6 +583,9 @@ impl Figure {
         if self.compared {
             text += " compared";
         }
+        if let Some(variants) = &self.benchmark {
+            text += &format!(" {variants:?}");
+        }
         if let Some(known) = self.error_of {
             text += &format!(" {known}");
         }
@@ -603,14 +618,16 @@ impl Figure {
         let mut all: Vec<Training> = Vec::new();
         for (line, args) in self.line.iter().flat_map(|line| line.flags().map(move |args| (line, args))) {
             let metric = self.metric(line);
+            let training = self.training(line, &args);
             let same = |other: &Training| {
                 let Entry { algorithm, env_id, steps, args: flags, .. } = &other.entry;
                 (algorithm, env_id, *steps, flags) == (&line.program, &line.env_id, line.steps, &args)
+                    && other.place == training.place
             };
-            let i = all.iter().position(same).unwrap_or_else(|| {
-                all.push(self.training(line, &args));
-                all.len() - 1
-            });
+            let i = all.iter().position(same).unwrap_or(all.len());
+            if i == all.len() {
+                all.push(training);
+            }
             let entry = &mut all[i].entry;
             let measure = measure(metric, self.last, self.rows(line));
             if self.is_swept() && !entry.measures.contains(&measure) {
@@ -647,8 +664,17 @@ impl Figure {
         };
         // Tables are shown after different numbers of steps.
         let steps = if line.table.is_some() { format!("__{}", line.steps) } else { String::new() };
-        let place = Path::new("figures").join(&self.name).join(entry.name() + &steps);
+        let place = match self.variant_of(line) {
+            Some(variant) => Path::new("runs/benchmark").join(name(&line.program, &line.env_id, variant)),
+            None => Path::new("figures").join(&self.name).join(entry.name() + &steps),
+        };
         Training { entry, seeds: (1..=self.seeds).collect(), place }
+    }
+
+    /// Of the benchmark entry whose runs a line shows, if it shows such.
+    fn variant_of(&self, line: &Line) -> Option<&str> {
+        let i = self.line.iter().position(|other| other.label == line.label)?;
+        self.benchmark.as_ref()?.get(i).map(String::as_str)
     }
 
     /// The lines, from the results of their runs.
@@ -755,6 +781,9 @@ impl Figure {
     /// Removes what runs left: the numbers are kept.
     fn tidy(&self, results: &Path) -> Result<()> {
         let folder = results.join("figures").join(&self.name);
+        if !folder.exists() {
+            return Ok(());
+        }
         std::fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())
     }
 
@@ -917,7 +946,12 @@ fn page(figures: &[Figure], folder: &Path) -> String {
     for figure in figures.iter().filter(is_drawn) {
         let Figure { name, title, text, .. } = figure;
         page += &format!("\n## {title}\n\n![{title}]({name}.png)\n\n{}\n", text.trim());
-        if figure.long {
+        if figure.benchmark.is_some() {
+            page += &format!(
+                "\nIts runs are benchmarks: `cargo run -p regression -- run --tier benchmark`, then \
+                `cargo run -p regression -- figures {name}`.\n"
+            );
+        } else if figure.long {
             page += &format!("\nIts runs take long: `cargo run -p regression -- figures {name}`.\n");
         }
         for Published { label, source, .. } in &figure.published {
@@ -1060,6 +1094,35 @@ mod tests {
         (1..=3).for_each(|seed| write_result(&figure.trainings()[0], seed, results.path(), 6.0));
         let curves = figure.numbers(results.path()).unwrap().lines;
         assert_eq!((curves[0].xs.as_slice(), curves[0].mean.as_slice()), (&[0.0][..], &[6.0][..]));
+    }
+
+    #[test]
+    fn runs_of_benchmarks_are_taken_where_they_are() {
+        let text = OVER_STEPS.replace("charts/estimate", "charts/episodic_return");
+        let figure = figure(&text.replace("title", "benchmark = [\"cleanrl\", \"\"]\nseeds = 1\ntitle"));
+        let trainings = figure.trainings();
+        let places: Vec<&Path> = trainings.iter().map(|training| training.place.as_path()).collect();
+        let expected = ["runs/benchmark/walk__Walk-v0__cleanrl", "runs/benchmark/walk__Walk-v0"];
+        assert_eq!(places, expected.map(Path::new));
+        let results = tempfile::tempdir().unwrap();
+        write_result(&trainings[0], 1, results.path(), 6.0);
+        let missing = figure.numbers(results.path()).unwrap_err();
+        assert!(format!("{missing:#}").contains("walk__Walk-v0/1.json"), "{missing:#}");
+        write_result(&trainings[1], 1, results.path(), 8.0);
+        let lines = figure.numbers(results.path()).unwrap().lines;
+        let ends = lines.iter().map(|line| *line.mean.last().unwrap()).collect::<Vec<_>>();
+        assert_eq!(ends, [6.0, 8.0]);
+        // There is no folder of its own to be removed.
+        figure.tidy(results.path()).unwrap();
+        assert!(trainings[0].result(results.path(), 1).exists());
+    }
+
+    #[test]
+    fn each_line_has_a_benchmark_of_its_own() {
+        for (text, key) in [(OVER_STEPS, "[\"cleanrl\"]"), (SWEPT, "[\"\"]")] {
+            let problem = parsed(&text.replace("title", &format!("benchmark = {key}\ntitle"))).unwrap_err();
+            assert!(problem.contains("`benchmark` has a variant for each line"), "{problem}");
+        }
     }
 
     /// A run's result whose numbers follow from its seed and flags.
