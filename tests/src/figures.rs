@@ -682,7 +682,11 @@ impl Figure {
         let mut runs = Vec::new();
         for training in self.trainings() {
             for &seed in &training.seeds {
-                runs.push(RunResult::read(&training.result(results, seed))?);
+                let run = RunResult::read(&training.result(results, seed));
+                runs.push(match self.benchmark {
+                    Some(_) => run.context("its benchmark has not been run")?,
+                    None => run?,
+                });
             }
         }
         Ok(Numbers {
