@@ -10,7 +10,7 @@ use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-const FORMAT: &str = "2";
+const FORMAT: &str = "3";
 
 /// Where a run directory keeps its checkpoint.
 pub fn path(dir: &Path) -> PathBuf {
@@ -176,9 +176,9 @@ mod tests {
         assert!(refused(&whole[..whole.len() - 1]).starts_with("not a whole checkpoint ("));
         assert!(refused(b"").starts_with("not a whole checkpoint ("));
         let mut older = whole.clone();
-        let format = br#"format\":\"2"#;
+        let format = br#"format\":\"3"#;
         let at = older.windows(format.len()).position(|bytes| bytes == format).unwrap();
         older[at + format.len() - 1] = b'1';
-        assert_eq!(refused(&older), "written in format 1, this version reads 2");
+        assert_eq!(refused(&older), "written in format 1, this version reads 3");
     }
 }

@@ -1,6 +1,7 @@
 //! The command line: every hyper-parameter is a documented field, `--config FILE.toml` gives any
 //! of them from a file, and bad input ends with one line and exit code 2.
 
+use crate::console::tell;
 use crate::interrupt::{self, Interrupted};
 use crate::nn::with_threads;
 use anyhow::Context;
@@ -53,7 +54,7 @@ pub struct RunArgs {
     #[arg(long, value_parser = checkpoint_every)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<usize>,
-    /// Go on from the checkpoint in this run directory, with its configuration
+    /// Go on from the checkpoint in this run directory, with its configuration; later flags win
     #[arg(long, value_name = "RUN_DIR")]
     #[serde(skip)]
     pub resume: Option<PathBuf>,
@@ -141,13 +142,13 @@ pub(crate) fn report(error: &anyhow::Error) -> u8 {
         clap.exit();
     }
     if let Some(interrupted) = error.downcast_ref::<Interrupted>() {
-        eprintln!("{interrupted}");
+        tell(interrupted);
         return interrupt::EXIT_CODE;
     }
     let text = format!("{error:#}");
     // With RUST_BACKTRACE=1 candle's errors end with a backtrace, which stays on its own lines.
     let message = text.find("\n   0: ").map_or(text.as_str(), |at| &text[..at]);
-    eprintln!("error: {}{}", one_line(message), &text[message.len()..]);
+    tell(format_args!("error: {}{}", one_line(message), &text[message.len()..]));
     if error.is::<InvalidInput>() { 2 } else { 1 }
 }
 

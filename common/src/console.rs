@@ -3,8 +3,14 @@
 
 use crate::timer::Timer;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
+
+/// Writes a line to standard error. One that is gone (a terminal that was closed, a reader that has
+/// ended) is no reason to panic, as `eprintln` does.
+pub(crate) fn tell(text: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
 
 pub(crate) struct Console {
     bar: Option<ProgressBar>,
@@ -36,8 +42,8 @@ impl Console {
     /// Prints `text` on lines of its own.
     pub fn say(&self, text: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{text}")),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| tell(text)),
+            None => tell(text),
         }
     }
 
@@ -61,10 +67,10 @@ impl Console {
             None => {
                 let left = self.total.saturating_sub(step) as f64 / sps.max(1e-9);
                 let elapsed = self.started.elapsed().as_secs_f64();
-                eprintln!(
+                tell(format_args!(
                     "step {step}/{}  {mean}  {sps:.0} steps/s  {elapsed:.0} s elapsed, {left:.0} s left",
                     self.total
-                );
+                ));
             }
         }
     }

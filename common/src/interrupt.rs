@@ -1,12 +1,17 @@
 //! Ctrl-C, SIGTERM and SIGHUP (unless it is ignored, as with `nohup`): the first one asks a run to save
-//! itself and end, the second one ends the program at once.
+//! itself and end, a second one, a second later or more, ends the program at once.
 
+use crate::console::tell;
 use anyhow::{Context, Result};
-use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 /// Exit code of a program that one of them ended: 128 and the number of SIGINT.
 pub(crate) const EXIT_CODE: u8 = 130;
+
+/// Signals as close together as this are one request: a terminal, a shell and a scheduler may each pass
+/// it on, and so does a program that runs others.
+const TOGETHER: Duration = Duration::from_secs(1);
 
 static REQUESTED: AtomicBool = AtomicBool::new(false);
 
@@ -25,18 +30,36 @@ impl std::error::Error for Interrupted {}
 
 /// Takes Ctrl-C over, unless this program has done so before.
 pub(crate) fn listen() -> Result<()> {
-    let handler = || {
-        // Said first: who notices the request may be the last to speak. A terminal that is gone is no
-        // reason to panic.
-        let say = |text| drop(writeln!(std::io::stderr(), "{text}"));
-        if REQUESTED.load(Ordering::Relaxed) {
-            say("interrupted again: nothing is saved");
+    let mut first = None;
+    let handler = move || match request(&mut first, Instant::now()) {
+        Request::Save => {
+            // Said first: who notices the request may be the last to speak.
+            tell("interrupted: the run saves itself at its next iteration; again to end at once");
+            REQUESTED.store(true, Ordering::Relaxed);
+        }
+        Request::Same => {}
+        Request::End => {
+            tell("interrupted again: nothing is saved");
             std::process::exit(EXIT_CODE.into());
         }
-        say("interrupted: the run saves itself at its next iteration; again to end at once");
-        REQUESTED.store(true, Ordering::Relaxed);
     };
     take_over(handler)
+}
+
+#[derive(Debug, PartialEq)]
+enum Request {
+    Save,
+    Same,
+    End,
+}
+
+/// What a signal at `now` asks for, where the first one was at `first`.
+fn request(first: &mut Option<Instant>, now: Instant) -> Request {
+    match *first.get_or_insert(now) {
+        at if at == now => Request::Save,
+        at if now - at < TOGETHER => Request::Same,
+        _ => Request::End,
+    }
 }
 
 /// Calls `handler` at every Ctrl-C, SIGTERM and SIGHUP, unless this program has one for them already.
@@ -71,4 +94,19 @@ fn hangup_is_ignored() -> bool {
 /// Whether Ctrl-C was pressed.
 pub(crate) fn requested() -> bool {
     REQUESTED.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_close_together_are_one_request() {
+        let (start, mut first) = (Instant::now(), None);
+        let mut at = |milliseconds| request(&mut first, start + Duration::from_millis(milliseconds));
+        assert_eq!(at(0), Request::Save);
+        assert_eq!(at(5), Request::Same);
+        assert_eq!(at(999), Request::Same);
+        assert_eq!(at(1000), Request::End);
+    }
 }

@@ -26,7 +26,7 @@
 
 use crate::checkpoint::{self, Checkpoint};
 use crate::cli::{self, Evaluation, RunArgs};
-use crate::console::Console;
+use crate::console::{Console, tell};
 use crate::gif::GifWriter;
 use crate::interrupt::{self, Interrupted};
 use crate::model::{self, Model};
@@ -41,7 +41,7 @@ use envs::{Actions, Canvas, Episode, InvalidInput, Result, Spec, VecEnv, invalid
 use serde::{Deserialize, Serialize};
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -52,6 +52,10 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 /// long as writing one it is at least.
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 const CHECKPOINT_SHARE: u32 = 100;
+
+/// Flags that a checkpoint has in it or is shaped by, so that a resumed run cannot have others.
+const KEPT: [&str; 8] =
+    ["seed", "buffer_size", "num_envs", "num_steps", "horizon", "tiles", "tilings", "groups"];
 
 /// Time between flushes of the records, so that the files can be watched.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -106,6 +110,9 @@ impl Run {
 
     /// [`Run::start`] with the configuration as TOML.
     fn start_with(algorithm: &'static str, run_args: &RunArgs, config: String) -> Result<Self> {
+        if run_args.capture_video && run_args.env_id.starts_with("gym:") {
+            return invalid(format!("--capture-video: {} cannot be drawn", run_args.env_id));
+        }
         let name = run_args.exp_name.as_deref().unwrap_or(algorithm);
         let existing = run_args.resume.as_ref().or(run_args.eval_only.as_ref());
         let resuming = run_args.resume.is_some();
@@ -141,6 +148,7 @@ impl Run {
         if resuming {
             let checkpoint = Checkpoint::read(&dir)?;
             checkpoint.expect_of(algorithm, &run_args.env_id)?;
+            expect_kept(&dir, &config)?;
             history.load(checkpoint.item("run")?).context("the checkpoint's history")?;
             records = Some(Records::resume(&dir, &history.records)?);
             resume_from = Some(checkpoint);
@@ -185,7 +193,7 @@ impl Run {
     /// iteration of the training loop with every such thing:
     ///
     /// - the first call of a resumed run loads them from the checkpoint, cuts off what was recorded after
-    ///   it and writes the configuration, which flags may have changed;
+    ///   it and writes the configuration, which flags may have changed (those of [`KEPT`] may not);
     /// - the first call of a new run saves them, and later calls do when a minute has passed since, or
     ///   a hundred times as long as saving took, whichever is longer; with `--checkpoint-every`, when that
     ///   many steps have passed, or never. What cannot be saved is said on the console, and the run goes on without
@@ -590,7 +598,12 @@ impl Run {
         }
         self.ended = true;
         self.console.clear();
-        println!("eval/episodic_return mean={:.2} std={:.2} episodes={}", eval.mean, eval.std, eval.episodes);
+        let Evaluation { mean, std, episodes, .. } = &eval;
+        // Everything is written by now, whether or not somebody reads this.
+        let _ = writeln!(
+            std::io::stdout(),
+            "eval/episodic_return mean={mean:.2} std={std:.2} episodes={episodes}"
+        );
         Ok(eval)
     }
 
@@ -632,7 +645,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         self.console.clear();
         if let Some(words) = self.words_of_failure() {
-            eprintln!("{words}");
+            tell(words);
         }
     }
 }
@@ -649,6 +662,22 @@ struct Summary<'a> {
     git_commit: Option<String>,
     version: &'a str,
     cpu: String,
+}
+
+/// Refuses other values of the flags that the run in `dir` keeps than its configuration has.
+fn expect_kept(dir: &Path, config: &str) -> Result<()> {
+    let earlier: toml::Table = std::fs::read_to_string(dir.join("config.toml"))?.parse()?;
+    let wanted: toml::Table = config.parse()?;
+    for key in KEPT {
+        if let (Some(earlier), Some(wanted)) = (earlier.get(key), wanted.get(key))
+            && earlier != wanted
+        {
+            let flag = format!("--{}", key.replace('_', "-"));
+            let dir = dir.display();
+            return invalid(format!("{flag} {wanted}: the run in {dir} goes on with {flag} {earlier}"));
+        }
+    }
+    Ok(())
 }
 
 /// Makes the directory `name`, or `name__2`, `name__3` … where runs that began in the same second have it.

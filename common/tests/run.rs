@@ -233,6 +233,32 @@ fn a_resumed_run_keeps_its_new_flags() {
     assert_eq!(resume(&[]), 200);
 }
 
+/// Python's own environments have no pictures here: said before training, not after it.
+#[test]
+fn a_film_of_what_cannot_be_drawn_is_refused_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let flags = ["--env-id=gym:CartPole-v1", "--capture-video", &format!("--run-dir={}", dir.display())];
+    let error = start_with(&flags).err().expect("refused");
+    assert_eq!(error.to_string(), "--capture-video: gym:CartPole-v1 cannot be drawn");
+    assert!(error.is::<InvalidInput>() && !dir.exists());
+}
+
+/// A flag whose value is in the checkpoint cannot be given another.
+#[test]
+fn a_resumed_run_keeps_its_seed() {
+    let scratch = tempfile::tempdir().unwrap();
+    finish(scratch.path());
+    let before = std::fs::read_to_string(scratch.path().join("config.toml")).unwrap();
+    let resume = format!("--resume={}", scratch.path().display());
+    let error = start_with(&[&resume, "--seed=2"]).err().expect("refused");
+    assert!(error.is::<InvalidInput>(), "{error:#}");
+    let words = format!("--seed 2: the run in {} goes on with --seed 1", scratch.path().display());
+    assert_eq!(error.to_string(), words);
+    assert_eq!(std::fs::read_to_string(scratch.path().join("config.toml")).unwrap(), before);
+    start_with(&[&resume, "--seed=1"]).unwrap();
+}
+
 /// A run that is killed between the last two moves of its last checkpoint writes no other.
 #[test]
 fn a_resumed_run_removes_what_is_left_of_a_checkpoint() {
@@ -259,14 +285,14 @@ fn records_that_are_gone_are_refused() {
     }
 }
 
-/// How a program of its own ends that trains in `dir` and gets Ctrl-C so many times: its exit code and
-/// what it says.
+/// How a program of its own ends that trains in `dir` and gets Ctrl-C so many times (or `until` it has
+/// ended) in a row: its exit code and what it says.
 #[cfg(unix)]
-fn interrupted(dir: &Path, times: u32) -> (Option<i32>, String) {
+fn interrupted(dir: &Path, times: &str) -> (Option<i32>, String) {
     let output = std::process::Command::new(std::env::current_exe().unwrap())
         .args(["a_program_that_is_interrupted", "--exact", "--ignored", "--nocapture"])
         .env("RUN_DIR", dir)
-        .env("TIMES", times.to_string())
+        .env("TIMES", times)
         .output()
         .unwrap();
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
@@ -277,15 +303,22 @@ fn interrupted(dir: &Path, times: u32) -> (Option<i32>, String) {
 fn the_first_interrupt_saves_the_run_and_the_second_ends_it_at_once() {
     let scratch = tempfile::tempdir().unwrap();
     let dir = scratch.path().join("first");
-    let (code, says) = interrupted(&dir, 1);
+    let (code, says) = interrupted(&dir, "1");
     let end = format!("interrupted at step 3; continue with --resume {}\n", dir.display());
     assert_eq!(code, Some(3), "{says}");
     assert!(says.contains("interrupted: "), "{says}");
     assert!(says.ends_with(&end), "{says}");
     assert_eq!(saved(&dir.join("checkpoint.safetensors"), "state"), 7);
 
+    // A terminal and a program that runs others may both pass on the same request.
+    let dir = scratch.path().join("same");
+    let (code, says) = interrupted(&dir, "2");
+    assert_eq!(code, Some(3), "{says}");
+    assert_eq!(says.matches("interrupted: ").count(), 1, "{says}");
+    assert_eq!(saved(&dir.join("checkpoint.safetensors"), "state"), 7);
+
     let dir = scratch.path().join("second");
-    let (code, says) = interrupted(&dir, 2);
+    let (code, says) = interrupted(&dir, "until");
     assert_eq!(code, Some(130), "{says}");
     assert!(says.ends_with("interrupted again: nothing is saved\n"), "{says}");
 }
@@ -316,24 +349,28 @@ fn a_hangup_that_is_ignored_stays_ignored() {
 #[ignore = "a program for other tests"]
 fn a_program_that_is_interrupted() {
     let Some(dir) = std::env::var_os("RUN_DIR") else { return };
-    let times: u32 = std::env::var("TIMES").unwrap().parse().unwrap();
+    let times = std::env::var("TIMES").unwrap();
     let dir = format!("--run-dir={}", Path::new(&dir).display());
     let argv = ["toy", "--env-id=CartPole-v1", "--total-timesteps=1000000000", "--checkpoint-every=0", &dir];
     let args: Args = cli::parse_from(argv.map(Into::into)).unwrap();
     let mut run = Run::start("toy", &args.run, &args).unwrap();
     let deadline = Instant::now() + Duration::from_secs(60);
-    let hangups: u32 = std::env::var("HANGUPS").map_or(0, |number| number.parse().unwrap());
-    let signals = (0..hangups).map(|_| "HUP").chain((0..times).map(|_| "INT"));
-    for signal in signals {
-        let kill = format!("kill -{signal} {}", std::process::id());
+    let send = |signal: &str, times: usize| {
+        let kill = format!("kill -{signal} {}; ", std::process::id()).repeat(times);
         assert!(std::process::Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    };
+    send("HUP", std::env::var("HANGUPS").map_or(0, |number| number.parse().unwrap()));
+    if times == "until" {
+        while Instant::now() < deadline {
+            send("INT", 1);
+        }
+        panic!("the second interruption was not noticed");
     }
+    send("INT", times.parse().unwrap());
     let mut state = 7_u64;
     let error = loop {
         assert!(Instant::now() < deadline, "the interruption was not noticed");
-        if times == 1
-            && let Err(error) = run.resume_or_checkpoint(&mut 3, &mut [("state", &mut state)])
-        {
+        if let Err(error) = run.resume_or_checkpoint(&mut 3, &mut [("state", &mut state)]) {
             break error;
         }
     };

@@ -26,7 +26,7 @@ impl<T: Serialize + DeserializeOwned> Persist for T {
     }
 }
 
-/// Numbers as many as flags say: those of a run with other flags do not fit.
+/// As many entries as flags say: those of a run with other flags do not fit.
 pub struct Fixed<'a, T>(pub &'a mut Vec<T>);
 
 impl<T: Serialize + DeserializeOwned> Persist for Fixed<'_, T> {
@@ -39,7 +39,7 @@ impl<T: Serialize + DeserializeOwned> Persist for Fixed<'_, T> {
         saved.load(bytes)?;
         anyhow::ensure!(
             saved.len() == self.0.len(),
-            "it holds {} numbers, not {}",
+            "it holds {} entries, not {}",
             saved.len(),
             self.0.len()
         );

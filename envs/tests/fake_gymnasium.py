@@ -4,6 +4,7 @@ import array
 import itertools
 import math
 import os
+import random
 import signal
 import stat
 import subprocess
@@ -223,8 +224,11 @@ class Game(EzPickle):
     rewards = [7.0, 2.0, -3.0]
     second = "FIRE"
 
-    def __init__(self, frameskip):
-        self._ezpickle_args, self._ezpickle_kwargs = (), {"frameskip": frameskip}
+    def __init__(self, frameskip, repeat_action_probability):
+        assert repeat_action_probability == 0.0
+        arguments = {"frameskip": frameskip, "repeat_action_probability": repeat_action_probability}
+        self._ezpickle_args, self._ezpickle_kwargs = (), arguments
+        self.np_random = random.Random(1)
         self.unwrapped, self.frameskip, self.game, self.ale = self, frameskip, -1, Console()
 
     def get_action_meanings(self):
@@ -247,10 +251,20 @@ class Game(EzPickle):
         pass
 
 
+class Wrapper:
+    def __init__(self, env):
+        self.env, self.unwrapped, self.frameskip = env, env.unwrapped, env.frameskip
+        self.spec, self.action_space, self.close = env.spec, env.action_space, env.close
+
+
 class Calm(Game):
     """Begins by itself."""
 
     second = "UP"
+
+
+def spec(env_id):
+    return SimpleNamespace(kwargs={"repeat_action_probability": 0.0})
 
 
 def preprocessing(env, **settings):

@@ -21,8 +21,10 @@ fn modules() -> &'static Path {
     FOLDER.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_gymnasium");
         std::fs::create_dir_all(folder.join("gymnasium")).unwrap();
-        let module = include_str!("fake_gymnasium.py");
-        std::fs::write(folder.join("gymnasium/__init__.py"), module).unwrap();
+        // Whole or not at all: the Python of another test may be reading it.
+        let written = folder.join(format!("{}.py", std::process::id()));
+        std::fs::write(&written, include_str!("fake_gymnasium.py")).unwrap();
+        std::fs::rename(&written, folder.join("gymnasium/__init__.py")).unwrap();
         folder
     })
 }

@@ -206,17 +206,16 @@ impl Adam {
 #[derive(Serialize, Deserialize)]
 struct Saved {
     step: u64,
-    learning_rate: f64,
     moments: Vec<(Vec<f32>, Vec<f32>)>,
 }
 
 impl Persist for Adam {
     fn save(&self) -> anyhow::Result<Vec<u8>> {
-        Saved { step: self.step, learning_rate: self.learning_rate, moments: self.moments()? }.save()
+        Saved { step: self.step, moments: self.moments()? }.save()
     }
 
     fn load(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let mut saved = Saved { step: 0, learning_rate: 0.0, moments: Vec::new() };
+        let mut saved = Saved { step: 0, moments: Vec::new() };
         saved.load(bytes)?;
         let (found, wanted) = (saved.moments.len(), self.vars.len());
         anyhow::ensure!(found == wanted, "it holds moments of {found} parameters, not of {wanted}");
@@ -236,7 +235,6 @@ impl Persist for Adam {
             };
         }
         self.step = saved.step;
-        self.learning_rate = saved.learning_rate;
         Ok(())
     }
 }

@@ -187,20 +187,18 @@ impl RmsProp {
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
-    learning_rate: f64,
     mean_squares: Vec<Vec<f32>>,
 }
 
 impl Persist for RmsProp {
     fn save(&self) -> anyhow::Result<Vec<u8>> {
-        Saved { learning_rate: self.learning_rate, mean_squares: self.mean_squares()? }.save()
+        Saved { mean_squares: self.mean_squares()? }.save()
     }
 
     fn load(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        let mut saved = Saved { learning_rate: 0.0, mean_squares: Vec::new() };
+        let mut saved = Saved { mean_squares: Vec::new() };
         saved.load(bytes)?;
         self.set_mean_squares(saved.mean_squares)?;
-        self.learning_rate = saved.learning_rate;
         Ok(())
     }
 }

@@ -202,7 +202,9 @@ class Atari:
     SIDE = 84
 
     def __init__(self, env_id, training):
-        env = gymnasium.make(env_id, frameskip=1, disable_env_checker=True)
+        probability = gymnasium.spec(env_id).kwargs["repeat_action_probability"]
+        env = gymnasium.make(env_id, frameskip=1, repeat_action_probability=0.0, disable_env_checker=True)
+        env = Sticky(env, probability)
         self.env = gymnasium.wrappers.AtariPreprocessing(
             env, noop_max=30, frame_skip=4, screen_size=self.SIDE, terminal_on_life_loss=False, grayscale_obs=True
         )
@@ -256,6 +258,30 @@ class Atari:
         self.env.close()
 
 
+def define_sticky():
+    """Defines what needs Gymnasium to have been imported."""
+    global Sticky  # where pickle looks for it
+
+    class Sticky(gymnasium.Wrapper):
+        """In each frame the last action again, with some probability, instead of the one that was asked for.
+
+        The emulator can do the same, but keeps the last action to itself: no state of it holds that.
+        """
+
+        def __init__(self, env, probability):
+            super().__init__(env)
+            self.probability, self.last = probability, 0  # NOOP
+
+        def reset(self, **kwargs):
+            self.last = 0
+            return self.env.reset(**kwargs)
+
+        def step(self, action):
+            if self.unwrapped.np_random.random() >= self.probability:
+                self.last = action
+            return self.env.step(self.last)
+
+
 def make_atari(env_id, training):
     try:
         import ale_py
@@ -270,6 +296,7 @@ def make_atari(env_id, training):
     gymnasium.register_envs(ale_py)
     # Each copy of a game would begin with two lines about its emulator.
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    define_sticky()
     return Atari(env_id, training)
 
 

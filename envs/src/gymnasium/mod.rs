@@ -324,7 +324,8 @@ fn read_observations(data: &[u8], bytes: bool, observations: &mut [f32]) {
 ///
 /// Each reset seeds the environment from the generator it is given. The state is the observation
 /// followed by the bytes of Python's pickle, one number a byte. Python's environments keep a generator
-/// of their own in it: a plan that is tried from a state sees the draws that are to come.
+/// of their own in it: a plan that is tried from a state sees the draws that are to come. Atari games are
+/// those of [`Purpose::Evaluation`].
 ///
 /// # Errors
 /// As [`Bridge::new`].
@@ -345,7 +346,7 @@ impl Single {
     /// # Errors
     /// As [`Bridge::new`].
     pub fn start(id: &str, python: &Python) -> Result<Self> {
-        let bridge = Bridge::connect(id, 1, Purpose::Training, false, python)?;
+        let bridge = Bridge::connect(id, 1, Purpose::Evaluation, false, python)?;
         let zeros = vec![0.0; bridge.spec.observation_space.size()];
         Ok(Self { bridge, observation: zeros.clone(), unused: zeros })
     }
@@ -357,7 +358,8 @@ impl Env for Single {
     }
 
     fn reset(&mut self, rng: &mut Rng) -> Result<()> {
-        self.bridge.reset(rng.random(), &mut self.observation)
+        // Generators of NumPy's older kind take seeds below 2³².
+        self.bridge.reset(rng.random::<u32>().into(), &mut self.observation)
     }
 
     fn step(&mut self, action: Action<'_>, _rng: &mut Rng) -> Result<Step> {

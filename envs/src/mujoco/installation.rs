@@ -18,7 +18,7 @@ import importlib.util, sys
 sys.path = [p for p in sys.path if p]
 for name in ('mujoco', 'gymnasium'):
     spec = importlib.util.find_spec(name)
-    print(spec.origin and list(spec.submodule_search_locations)[0] if spec else '')
+    print(list(spec.submodule_search_locations)[0] if spec and spec.origin else '')
 ";
 
 /// What the environment variables say.
