@@ -34,11 +34,16 @@ fn other_actors_than_were_saved_are_refused() {
     let flags = ["--total-timesteps=1200", "--workers=4", "--checkpoint-every=400", "--eval-episodes=1"];
     let (code, _, stderr) = regression::learning::run(D4PG, &[&flags[..], &["--run-dir", &shown]].concat());
     assert_eq!(code, Some(0), "{stderr}");
-    for workers in ["3", "5"] {
-        let (code, _, stderr) = regression::learning::run(D4PG, &["--resume", &shown, "--workers", workers]);
+    for count in [3, 5] {
+        let workers = count.to_string();
+        let (code, _, stderr) = regression::learning::run(D4PG, &["--resume", &shown, "--workers", &workers]);
         assert_eq!(code, Some(2), "{stderr}");
-        assert!(stderr.contains(&format!("--workers {workers}: it was run with --workers 4")), "{stderr}");
+        let words = format!("actors does not fit this run: it holds 3 entries, not {}", count - 1);
+        assert!(stderr.contains(&words), "{stderr}");
     }
+    // Nothing of the run has changed: it goes on as it was.
+    let (code, _, stderr) = regression::learning::run(D4PG, &["--resume", &shown]);
+    assert_eq!(code, Some(0), "{stderr}");
 }
 
 #[test]

@@ -23,12 +23,13 @@
 //!
 //! Whenever an episode ends, the value of its first state, Q_θ(s_0, μ_φ(s_0)), is logged as
 //! `charts/start_value` beside what came of it, Σ_t γ^t r_t, as `charts/discounted_return`: of actions with
-//! their noise, and without what lies beyond a truncation. Values that stay above it are overestimated.
+//! their noise, and without what lies beyond a truncation. Values that stay
+//! above it by more than these explain are overestimated.
 //!
 //! Deviations from the paper:
 //! - Gaussian noise, which explores as well (Fujimoto et al. 2018, arXiv:1802.09477) and is CleanRL's; the
-//!   paper's is `--ornstein-uhlenbeck --exploration-noise 0.2`. Both are in units of c, because the
-//!   paper's actions all lie in [-1, 1], and actions are clipped to their bounds;
+//!   paper's is `--ornstein-uhlenbeck --exploration-noise 0.2`. Both are in units of c, and
+//!   actions are clipped to their bounds;
 //! - as in CleanRL, one step size, 3e-4, for both networks, τ of 0.005, hidden layers of 256 units, batches
 //!   of 256 transitions, and actor and averages that move with every second update of the critic (the
 //!   paper: 1e-4 and 1e-3, 0.001, 400 and 300 units, 64 transitions, every update);
@@ -36,8 +37,8 @@
 //! - neither batch normalisation nor weight decay: later implementations learn without them;
 //! - the first learning_starts actions are uniformly random (Spinning Up's `ddpg.py`).
 //!
-//! Run `cargo run -p ddpg`: about -150 on Pendulum-v1 after 30,000 steps in a minute (-152 is what the
-//! trained DDPG of RL Baselines3 Zoo reaches: its benchmark.md). CleanRL's table of MuJoCo tasks is with
+//! Run `cargo run -p ddpg`: about -150 on Pendulum-v1 after 30,000 steps in a minute and a half (-152 is what
+//! the trained DDPG of RL Baselines3 Zoo reaches: its benchmark.md). CleanRL's table of MuJoCo tasks is with
 //! `--learning-starts 25000`.
 
 use anyhow::Result;

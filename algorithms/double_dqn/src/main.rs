@@ -20,7 +20,8 @@
 //!
 //! Whenever an episode ends, the value of its first state, max_a Q(s_0, a; θ), is logged as
 //! `charts/start_value` beside what came of it, Σ_t γ^t r_t, as `charts/discounted_return`. Values that
-//! stay above the returns are overestimated; `--double false` shows DQN's.
+//! stay above the returns, and not for a truncation that the values look beyond, are overestimated;
+//! `--double false` shows DQN's.
 //!
 //! Deviations from the paper:
 //! - vectors instead of images;

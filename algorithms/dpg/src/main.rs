@@ -38,7 +38,7 @@
 //!   off-policy, is left out: off-policy this is COPDAC-Q.
 //!
 //! Run `cargo run -p dpg`, or with `--on-policy=true` for the other form: about 95 on MountainCarContinuous-v0
-//! after 100,000 steps in three seconds (Gymnasium registers the task as solved from 90).
+//! after 100,000 steps in a second (Gymnasium registers the task as solved from 90).
 
 use anyhow::Result;
 use clap::Parser;

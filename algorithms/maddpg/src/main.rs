@@ -33,7 +33,7 @@
 //!
 //! Run `cargo run -p maddpg`: about −21 (−16 to −26) on simple_speaker_listener_v4 after 150,000 steps in
 //! five seconds, −23 with `--infer-policies true`, −22 (−19 to −26, in eight) with `--ensemble-size 3`; about
-//! −7.5 with `--env-id simple_v3 --total-timesteps 75000`, all returns summed over agents. The authors' code,
+//! −8 with `--env-id simple_v3 --total-timesteps 75000`, all returns summed over agents. The authors' code,
 //! with exploration: −22 (−14 to −30 in ten trials), −6.3 (curves of wsjeon/maddpg-rllib); random: −73, −36.
 
 use anyhow::{Context, Result};
@@ -308,7 +308,7 @@ impl Maddpg {
         Ok(Tensor::cat(&actions, 1)?.flatten_all()?.to_vec1()?)
     }
 
-    /// One step of all that agent i infers; nothing else moves. Returns Σ_j L(ψ_ij) from before the step.
+    /// One step of all that agent i infers; nothing else moves. Returns its Σ_j L(ψ_ij), but for terms without ψ.
     fn update_inferred(&mut self, i: usize, latest: &Batch) -> Result<f32> {
         let mut loss = Tensor::zeros((), DType::F32, &self.device)?;
         for (&j, policy) in &self.agents[i].inferred {
@@ -317,7 +317,7 @@ impl Maddpg {
             let actions = latest.actions.i((.., other.action.clone()))?.maximum(1e-30)?; // never ln 0
             for &n in &other.choices {
                 let (z, a) = (logits.narrow(1, start, n)?, actions.narrow(1, start, n)?); // [batch, n]
-                // ln μ̂_ij(a_j|o_j) = Σ_l z_l − n ln Σ_l exp(z_l) / a_l
+                // ln μ̂_ij(a_j|o_j) = Σ_l z_l − n ln Σ_l exp(z_l) / a_l, and terms that have no ψ
                 let log_prob = (z.sum(1)? - ((&z - a.log()?)?.log_sum_exp(1)? * n as f64)?)?; // [batch]
                 let entropy = Categorical::new(&z)?.entropy()?; // H of softmax(z), [batch]
                 // L(ψ_ij) = −E[ ln μ̂_ij(a_j|o_j) + λ H(μ̂_ij(o_j)) ]

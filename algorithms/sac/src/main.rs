@@ -1,7 +1,6 @@
 //! # Soft actor-critic (SAC)
 //!
-//! Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel & Levine (2018),
-//! arXiv:1812.05905.
+//! Haarnoja, Zhou, Hartikainen, Tucker, Ha, Tan, Kumar, Zhu, Gupta, Abbeel & Levine (2018), arXiv:1812.05905.
 //!
 //! The agent is paid for the entropy H of its policy as well as by the environment, so it keeps
 //! every way to succeed open and goes on exploring. A sampled action is a differentiable function
@@ -24,8 +23,8 @@
 //! arXiv:1802.09477). Squashing a Gaussian into the actions' bounds b ± c changes its density.
 //!
 //! Deviations from the paper: the critics' loss has no ½; the critics' and the temperature's step size is
-//! CleanRL's 1e-3; ln σ is bounded by tanh to [-5, 2], not clipped; H̄ is of actions in their own units, as in
-//! CleanRL, not in [-1, 1]; the first learning_starts actions are uniformly random.
+//! CleanRL's 1e-3; ln σ is bounded by tanh to [-5, 2], not clipped; entropy, and so H̄, is of actions in their
+//! own units, as in CleanRL, not in [-1, 1]; the first learning_starts actions are uniformly random.
 //!
 //! Run `cargo run -p sac`: about -150 on Pendulum-v1 after 20,000 steps in two minutes (-157 is what the
 //! trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
@@ -249,8 +248,7 @@ impl Sac {
             let critic = |name| Mlp::new(observation_dim + action_dim, hidden_size, 1, vb.pp(name));
             Ok([critic("qf1")?, critic("qf2")?]) // one after the other: twins born equal would stay equal
         };
-        let actor_parameters = VarMap::new(rng.random());
-        let critic_parameters = VarMap::new(rng.random());
+        let (actor_parameters, critic_parameters) = (VarMap::new(rng.random()), VarMap::new(rng.random()));
         let (target_parameters, temperature) = (VarMap::new(0), VarMap::new(0));
         let vb = VarBuilder::from_varmap(&actor_parameters, DType::F32, &device);
         let actor = Actor {
@@ -259,14 +257,13 @@ impl Sac {
             action_scale: Tensor::from_slice(action_scale, (1, action_dim), &device)?,
         };
         let vb = VarBuilder::from_varmap(&temperature, DType::F32, &device);
-        let log_alpha = Init::Const(if args.autotune { 0.0 } else { args.alpha.ln() as f32 });
         let (critics, target_critics) = (twins(&critic_parameters)?, twins(&target_parameters)?);
         copy_parameters(&target_parameters, &critic_parameters)?;
         Ok(Self {
             actor,
             critics,
             target_critics,
-            log_alpha: vb.get_with_hints((), "log_alpha", log_alpha)?,
+            log_alpha: vb.get_with_hints((), "log_alpha", Init::Const(0.0))?,
             actor_optimizer: Adam::new(&actor_parameters, args.policy_lr)?,
             critic_optimizer: Adam::new(&critic_parameters, args.q_lr)?,
             temperature_optimizer: Adam::new(&temperature, args.q_lr)?,
@@ -283,7 +280,8 @@ impl Sac {
 
     /// α, what a unit of entropy is worth.
     fn alpha(&self) -> Result<f64> {
-        Ok(f64::from(self.log_alpha.to_scalar::<f32>()?).exp())
+        let learned = f64::from(self.log_alpha.to_scalar::<f32>()?).exp();
+        Ok(if self.args.autotune { learned } else { self.args.alpha })
     }
 
     /// ε ~ N(0, I), `[rows, action_dim]`.
@@ -421,10 +419,12 @@ fn train(args: Args) -> Result<()> {
             for made in 1..=args.policy_frequency {
                 let (actor_loss, log_probs) =
                     sac.update_actor(&batch, &sac.noise(args.batch_size, &mut rng)?)?;
-                let alpha_loss = if args.autotune { sac.update_temperature(&log_probs)? } else { 0.0 };
+                let alpha_loss = args.autotune.then(|| sac.update_temperature(&log_probs)).transpose()?;
                 if made == args.policy_frequency && (update / args.policy_frequency).is_multiple_of(100) {
                     run.log(global_step, "losses/actor_loss", actor_loss)?;
-                    run.log(global_step, "losses/alpha_loss", alpha_loss)?;
+                    if let Some(alpha_loss) = alpha_loss {
+                        run.log(global_step, "losses/alpha_loss", alpha_loss)?;
+                    }
                 }
             }
         }

@@ -22,9 +22,10 @@
 //! (github.com/haarnoja/sac) takes all steps at once, the actor's by Q_θ1 alone. α is 1 in the paper, where k
 //! alone sets what entropy is worth: policies depend on k / α only.
 //!
-//! Deviations from the paper: the step size of critics and values is 1e-3 (there 3e-4), as in `sac`; ln σ is
-//! kept within [-5, 2] by tanh instead of clipped to [-20, 2]; the first learning_starts actions are uniformly
-//! random, as in that program.
+//! Deviations from the paper: k is 1, which suits Pendulum (there 5, and 20 for Humanoid); entropy is of actions
+//! in their own units, not in [-1, 1], so that a step pays α Σ_j ln c_j more, which matters where episodes can
+//! end; the step size of critics and values is 1e-3 (there 3e-4), as in `sac`; ln σ is kept within [-5, 2] by
+//! tanh instead of clipped to [-20, 2]; the first learning_starts actions are uniformly random, as in that program.
 //!
 //! Run `cargo run -p sac_v -- --hidden-size 64`: -158 to -151 on Pendulum-v1 after 30,000 steps in forty
 //! seconds (-157 is what the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).

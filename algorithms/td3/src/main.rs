@@ -24,12 +24,12 @@
 //! climbs, is logged as `charts/start_value` beside what came of it, Σ_t γ^t r_t, as
 //! `charts/discounted_return`: of actions with their noise, and without what lies beyond a truncation.
 //!
-//! Deviations from the paper: noise is in units of c, because the paper's actions all lie in [-1, 1];
-//! ã' is clipped to the bounds, as in its authors' code; both hidden layers have 256 units and a batch
-//! 256 transitions, as in CleanRL (the paper: 400 and 300 units, and 100 transitions).
+//! Deviations from the paper: noise is in units of c, there in those of the actions (which are the same where
+//! actions lie in [-1, 1]); ã' is clipped to the bounds, as in its authors' code; both hidden layers have 256
+//! units and a batch 256 transitions, as in CleanRL (the paper: 400 and 300 units, and 100 transitions).
 //!
-//! Run `cargo run -p td3`: about -150 on Pendulum-v1 after 30,000 steps in a minute (-152 is what
-//! the trained TD3 of RL Baselines3 Zoo reaches: its benchmark.md).
+//! Run `cargo run -p td3`: about -150 on Pendulum-v1 after 30,000 steps in two minutes (-152 is what the
+//! trained TD3 of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
