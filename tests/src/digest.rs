@@ -1,6 +1,6 @@
 //! The digest by which a result is known to be of the present sources: a checksum of what decides
-//! how an algorithm behaves on an environment, and of as little else as possible. A new algorithm,
-//! a new environment, a test, a comment or another crate in Cargo.lock makes no result stale.
+//! how an algorithm behaves on an environment, and of as little else as possible. A new algorithm, an
+//! environment of another family, a test, a comment or another crate in Cargo.lock makes no result stale.
 
 use anyhow::{Context, Result};
 use std::collections::BTreeSet;
@@ -84,18 +84,28 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(all)
 }
 
-/// A source without comments, blank lines, indentation and its unit tests, which stand last.
+/// A source without comments, blank lines, indentation and its unit tests: a file of their own, or a module
+/// that stands last.
 fn code(text: &str) -> String {
-    let text = text.split("\n#[cfg(test)]\nmod tests").next().unwrap_or(text);
+    let text = text.split("\n#[cfg(test)]\nmod tests {").next().unwrap_or(text);
+    let text = text.replace("#[cfg(test)]\nmod tests;", "");
     let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with("//"));
     lines.map(|line| format!("{line}\n")).collect()
 }
 
+/// A file of one of the families of `envs`.
+struct Source {
+    family: PathBuf,
+    path: PathBuf,
+    code: String,
+}
+
 /// Of `envs`, what the environment depends on: what lies outside of the families' folders, the
-/// wrappers, and in the family's folder everything but the files of other environments.
+/// wrappers, in the family's folder everything but the files of other environments, and whatever
+/// else these name.
 fn environment(folder: &Path, env_id: &str) -> Result<Vec<(PathBuf, String)>> {
     let own_id = env_id.split_once(':').map_or(env_id, |(prefix, _)| prefix); // gym:ID
-    let (mut parts, mut others, mut found) = (Vec::new(), Vec::new(), false);
+    let (mut parts, mut others) = (Vec::new(), Vec::new());
     for path in files(folder)? {
         let family = path.strip_prefix(folder).ok().and_then(Path::parent);
         let family = family.filter(|family| !family.as_os_str().is_empty()).map(Path::to_path_buf);
@@ -104,30 +114,101 @@ fn environment(folder: &Path, env_id: &str) -> Result<Vec<(PathBuf, String)>> {
             None if path.ends_with("lib.rs") => {} // a list of modules
             None => parts.push((path, code)),
             Some(family) if family.ends_with("wrappers") => parts.push((path, code)),
-            Some(family) => others.push((family, path, code)),
+            Some(family) => others.push(Source { family, path, code }),
         }
     }
-    let is_own = |family: &Path, code: &str| match own_id {
-        "gym" => family.starts_with("gymnasium"),
-        id => ids(code).contains(id),
+    let is_own = |source: &&Source| match own_id {
+        "gym" => source.family.starts_with("gymnasium"),
+        id => ids(&source.code).contains(id),
     };
-    let families: BTreeSet<PathBuf> = others
-        .iter()
-        .filter(|(family, _, code)| is_own(family, code))
-        .map(|(family, _, _)| family.clone())
-        .collect();
-    for (family, path, code) in &others {
-        let ids = ids(code);
-        if families.contains(family) && (ids.is_empty() || ids.contains(own_id) || own_id == "gym") {
-            found = true;
-            parts.push((path.clone(), lines_of(code, own_id)));
-        }
-    }
-    if !found {
+    let families: BTreeSet<&Path> = others.iter().filter(is_own).map(|source| &*source.family).collect();
+    let is_needed = |source: &Source| {
+        let ids = ids(&source.code);
+        families.contains(&*source.family) && (ids.is_empty() || ids.contains(own_id) || own_id == "gym")
+    };
+    let mut needed: BTreeSet<usize> = (0..others.len()).filter(|&i| is_needed(&others[i])).collect();
+    if needed.is_empty() {
         // An environment that cannot be found may be anywhere.
-        parts.extend(others.into_iter().map(|(_, path, code)| (path, code)));
+        parts.extend(others.into_iter().map(|source| (source.path, source.code)));
+        return Ok(parts);
+    }
+    let mut unread: Vec<usize> = needed.iter().copied().collect();
+    while let Some(i) = unread.pop() {
+        unread.extend(named_in(&others, i).into_iter().filter(|&named| needed.insert(named)));
+    }
+    for i in needed {
+        parts.push((others[i].path.clone(), lines_of(&others[i].code, own_id)));
     }
     Ok(parts)
+}
+
+/// The files of `sources` in which is what the file with this index names of its own family,
+/// `super::NAME`, and of others, `FAMILY::NAME`.
+fn named_in(sources: &[Source], index: usize) -> BTreeSet<usize> {
+    let user = &sources[index];
+    let mut found = BTreeSet::new();
+    if !user.path.ends_with("mod.rs") {
+        let is_module = |&i: &usize| sources[i].family == user.family && sources[i].path.ends_with("mod.rs");
+        for name in names_after(&user.code, "super::") {
+            let module = || (0..sources.len()).filter(is_module).collect();
+            found.extend(home_of(sources, &user.family, name).unwrap_or_else(module));
+        }
+    }
+    let families: BTreeSet<&Path> = sources.iter().map(|source| &*source.family).collect();
+    for family in families {
+        for name in names_after(&user.code, &format!("{}::", family.display())) {
+            let whole = || (0..sources.len()).filter(|&i| sources[i].family == family).collect();
+            found.extend(home_of(sources, family, name).unwrap_or_else(whole));
+        }
+    }
+    found
+}
+
+fn is_in_name(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// What stands after `path` wherever it occurs in `code`: a name, or all that are in braces.
+fn names_after<'a>(code: &'a str, path: &str) -> Vec<&'a str> {
+    let mut names = Vec::new();
+    for (at, _) in code.match_indices(path) {
+        if code[..at].ends_with(is_in_name) {
+            continue; // the end of a longer name
+        }
+        let after = &code[at + path.len()..];
+        let mut depth = 0;
+        let end = after.find(|c| {
+            depth += i32::from(c == '{') - i32::from(c == '}');
+            depth <= 0 && !is_in_name(c)
+        });
+        let words = after[..end.unwrap_or(after.len())].split(|c| !is_in_name(c));
+        names.extend(words.filter(|word| !after.starts_with('{') || !word.is_empty()));
+    }
+    names
+}
+
+/// The files in which `family` has what is called `name`: a module, or whatever is defined under it. None for
+/// a function that only draws, `fn NAME(canvas: …)`; nothing if it is not found.
+fn home_of(sources: &[Source], family: &Path, name: &str) -> Option<Vec<usize>> {
+    let in_family = || (0..sources.len()).filter(|&i| sources[i].family == family);
+    let is_module = |&i: &usize| sources[i].path.file_stem().is_some_and(|stem| stem == name);
+    if let Some(module) = in_family().find(is_module) {
+        return Some(vec![module]);
+    }
+    // What follows the name wherever it is defined in a file.
+    let definitions = |i: usize| {
+        let code = &sources[i].code;
+        code.match_indices(name).filter_map(|(at, _)| {
+            let after = &code[at + name.len()..];
+            let keyword = code[..at].strip_suffix(' ')?.rsplit(|c| !is_in_name(c)).next()?;
+            let defines = ["struct", "enum", "trait", "fn", "const", "static", "type"].contains(&keyword);
+            (defines && !after.starts_with(is_in_name)).then_some(after)
+        })
+    };
+    let draws = |after: &str| after.trim_start_matches(['(', '\n']).starts_with("canvas:");
+    let defining: Vec<usize> = in_family().filter(|&i| definitions(i).next().is_some()).collect();
+    let counts = |&i: &usize| definitions(i).any(|after| !draws(after));
+    (!defining.is_empty()).then(|| defining.into_iter().filter(counts).collect())
 }
 
 /// `code` without the lines that name other environments only, and without lists of modules.
@@ -207,6 +288,8 @@ mod tests {
         [[package]]\nname = \"statrs\"\nversion = \"1\"\nsource = \"registry\"\n\
         [[package]]\nname = \"special\"\nversion = \"1\"\nsource = \"registry\"\n\
         [[package]]\nname = \"ppo\"\nversion = \"1\"\n";
+    /// Its tests are a file of their own, and the module is not the last one.
+    const RUN: &str = "mod log;\n#[cfg(test)]\nmod tests;\nmod time;\n\nlet x = 1;\n";
     const CARTPOLE: &str = "//! Cart and pole.\nstruct CartPole;\nconst ID: &str = \"CartPole-v1\";\n";
     const FAMILY: &str =
         "mod cartpole;\nlet list = [\n    (\"CartPole-v1\", 500),\n    (\"Acrobot-v1\", 500),\n];\n";
@@ -230,6 +313,7 @@ mod tests {
             ] {
                 this.write(file, "let x = 1;\n");
             }
+            this.write("common/src/run.rs", RUN);
             this.write("envs/src/classic_control/mod.rs", FAMILY);
             this.write("envs/src/classic_control/cartpole.rs", CARTPOLE);
             this.write("envs/src/classic_control/acrobot.rs", "const ID: &str = \"Acrobot-v1\";\n");
@@ -267,6 +351,7 @@ mod tests {
         ] {
             changes(file, "let x = 2;\n");
         }
+        changes("common/src/run.rs", &RUN.replace("x = 1", "x = 2"));
         changes("common/src/new.rs", "");
         changes("envs/src/classic_control/cartpole.rs", &CARTPOLE.replace("struct", "pub struct"));
         changes(
@@ -315,6 +400,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_file_names_elsewhere_is_found() {
+        let code = "use super::walk::{Foot, Leg};\nuse crate::{a::b, games::{Board, parts::Die}, games::Coin};\n\
+            let x = games::flip(y) + board_games::roll();\nuse crate::games::*;\n";
+        assert_eq!(names_after(code, "super::"), ["walk"]);
+        assert_eq!(names_after(code, "games::"), ["Board", "parts", "Die", "Coin", "flip", ""]);
+
+        let source = |family: &str, file: &str, code: &str| Source {
+            family: family.into(),
+            path: Path::new(family).join(file),
+            code: code.into(),
+        };
+        let sources = [
+            source("games", "mod.rs", "pub use coin::Coin;\nfn limit() {}\n"),
+            source("games", "coin.rs", "use super::{limit, Thing};\npub struct Coin;\nstruct Coins;\n"),
+            source("games", "board.rs", "fn draw_board(\ncanvas: &mut Canvas) {}\n"),
+            source("games", "die.rs", "pub struct Die;\n"),
+            source("walks", "mod.rs", "use crate::games::draw_board;\n"),
+            source("walks", "drunk.rs", "use crate::games::Coin;\nuse super::sober::Leg;\n"),
+            source("walks", "sober.rs", "use crate::games::unknown;\n"),
+        ];
+        let named: Vec<Vec<usize>> =
+            (0..sources.len()).map(|i| named_in(&sources, i).into_iter().collect()).collect();
+        let (none, all) = (vec![], vec![0, 1, 2, 3]);
+        assert_eq!(named, [none.clone(), vec![0], none.clone(), none.clone(), none, vec![1, 6], all]);
+    }
+
+    #[test]
     fn ids_are_told_from_other_strings() {
         let code = r#"id: "CartPole-v1", ["MinAtar/Breakout-v0", "simple_v3"], "FrozenLake-v1-deterministic"
             "a version v1", "-v1", "conv1", "x_values""#;
@@ -332,6 +444,13 @@ mod tests {
             ("Hopper-v5", "hopper.rs", "ant.rs"),
             ("gym:LunarLander-v3", "process.rs", "hopper.rs"),
             ("MinAtar/Breakout-v1", "breakout.rs", "ant.rs"),
+            // What lies in another family, or in the file of another environment.
+            ("PartialPendulum-v0", "pendulum.rs", "cartpole.rs"),
+            ("RandomWalk5-v0", "tabular.rs", "taxi.rs"),
+            ("BlackjackState-v0", "blackjack.rs", "tabular.rs"),
+            ("MountainCarTextbook-v0", "textbook/mountain_car.rs", "classic_control/mountain_car.rs"),
+            ("HumanoidStandup-v5", "humanoid.rs", "ant.rs"),
+            ("Humanoid-v5", "humanoid.rs", "humanoid_standup.rs"),
         ] {
             let files: Vec<PathBuf> =
                 environment(&folder, id).unwrap().into_iter().map(|(path, _)| path).collect();
