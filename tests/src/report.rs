@@ -3,6 +3,7 @@
 //! results always give the same bytes.
 
 use crate::curves;
+use crate::digest::source_digest;
 use crate::jobs::{self, Entry, Measure, Tier};
 use crate::result::{RunResult, read_all, round};
 use crate::runner::default_results;
@@ -20,6 +21,9 @@ use std::path::{Path, PathBuf};
 
 /// Points of a learning curve.
 const POINTS: usize = 200;
+
+/// Episodes of most evaluations: the default of `--eval-episodes`.
+const EPISODES: usize = 100;
 
 /// The lines between which the README's table stands.
 const MARKERS: [&str; 2] = ["<!-- results -->\n", "<!-- /results -->\n"];
@@ -66,6 +70,17 @@ pub fn report(args: ReportArgs) -> Result<()> {
     write_atomically(&results.join("README.md"), overview(&rows)?.as_bytes())?;
     if let Some((text, path)) = readme {
         write_atomically(&path, text.as_bytes())?;
+    }
+    // Not in the report, which is a function of the results.
+    let mut older = 0;
+    for row in &rows {
+        older += usize::from(row.is_of_older_sources()?);
+    }
+    if older > 0 {
+        let all = rows.len();
+        eprintln!(
+            "of older sources: {older} of {all} entries; `regression run`, with `--tier benchmark` too, renews them"
+        );
     }
     println!("{}", results.join("README.md").display());
     Ok(())
@@ -162,6 +177,16 @@ fn write_curves(folder: &Path, rows: &[&Row]) -> Result<()> {
 }
 
 impl Row {
+    fn is_of_older_sources(&self) -> Result<bool> {
+        let digest = source_digest(&root(), &self.entry.algorithm, &self.entry.env_id)?;
+        Ok(self.seeds.iter().any(|seed| seed.source_digest != digest))
+    }
+
+    /// Episodes of each evaluation; the seeds have the same settings.
+    fn episodes(&self) -> usize {
+        self.seeds[0].eval.episodes
+    }
+
     /// Curves are of the episodic return: there is none where nothing that is measured is a return.
     fn has_curve(&self) -> bool {
         self.entry.measures.iter().any(Measure::is_return)
@@ -230,17 +255,19 @@ fn reference(measure: &Measure) -> String {
 }
 
 /// What a measure is, in brackets; nothing for what most measures are.
-fn other_than_evaluation(measure: &Measure) -> String {
-    match measure.metric.as_str() {
-        "eval/episodic_return" => String::new(),
-        _ => format!(" ({})", describe(measure)),
+fn other_than_evaluation(row: &Row, measure: &Measure) -> String {
+    match (measure.metric.as_str(), row.episodes()) {
+        ("eval/episodic_return", EPISODES) => String::new(),
+        ("eval/episodic_return", episodes) => format!(" ({} episodes)", thousands(episodes)),
+        _ => format!(" ({})", describe(row, measure)),
     }
 }
 
 /// What a measure is, in words.
-fn describe(measure: &Measure) -> String {
+fn describe(row: &Row, measure: &Measure) -> String {
     match (measure.metric.as_str(), measure.last) {
-        ("eval/episodic_return", 1) => "evaluation".into(),
+        ("eval/episodic_return", 1) if row.episodes() == EPISODES => "evaluation".into(),
+        ("eval/episodic_return", 1) => format!("evaluation, {} episodes", thousands(row.episodes())),
         ("charts/episodic_return", 1) => "return".into(),
         ("charts/episodic_return", last) => format!("training, last {last} episodes"),
         (metric, 1) => format!("`{metric}`"),
@@ -288,8 +315,8 @@ fn overview(rows: &[Row]) -> Result<String> {
          Written by `cargo run -p regression -- report` from the files in [runs](runs), one a seed, which \
          `cargo run -p regression -- run` makes. Each algorithm has a page with its curves, the sources of what it \
          is compared with, its flags and its deviations from the paper.\n\n\
-         Result: mean ± standard deviation over seeds of the evaluation after training (mean return of 100 \
-         episodes) or, where it says so, of another measure, such as the training return, exploration included, \
+         Result: mean ± standard deviation over seeds of the evaluation after training (mean return of \
+         {EPISODES} episodes unless it says otherwise) or, where it says so, of another measure, such as the training return, exploration included, \
          over the last episodes (in a short run of long episodes, most of it). Compared with: what the learning \
          test demands of the median (≥, ≤, =), which a mean may miss where the median does not, or a published \
          result. {SECONDS} Measured on: {}.\n",
@@ -305,7 +332,7 @@ fn overview(rows: &[Row]) -> Result<String> {
             let mut name = format!("[{}]({algorithm}.md)", title(algorithm)?);
             for row in rows {
                 for (i, measure) in row.entry.measures.iter().enumerate() {
-                    let what = other_than_evaluation(measure);
+                    let what = other_than_evaluation(row, measure);
                     page += &format!(
                         "| {name} | {} | {} | {}{what} | {} | {} | {} | {} |\n",
                         environment(&row.entry),
@@ -441,7 +468,7 @@ fn line(row: &Row, index: usize, measure: &Measure, notes: &mut Vec<String>) -> 
         "| {} | {} | {} | {numbers} | {} | {} | {} |\n",
         environment(&row.entry),
         thousands(row.entry.steps),
-        describe(measure),
+        describe(row, measure),
         row.seeds.len(),
         row.seconds(),
         row.steps_per_second(),
@@ -511,7 +538,7 @@ fn renewed(readme: &Path, results: &Path, rows: &[Row]) -> Result<String> {
             let with = |metric: &str| of_it().find(|(_, _, measure)| measure.metric == metric);
             let chosen = with("eval/episodic_return").or_else(|| with("charts/episodic_return"));
             let Some((row, index, measure)) = chosen.or_else(|| of_it().next()) else { continue };
-            let what = other_than_evaluation(measure);
+            let what = other_than_evaluation(row, measure);
             table += &format!(
                 "| [{}](algorithms/{algorithm}/src/main.rs) | {} | {} | [{}]({}){what} | {} | {} |\n",
                 title(algorithm)?,
