@@ -34,8 +34,9 @@ pub fn spawn(command: &mut Command) -> Result<Child> {
     command.spawn().with_context(|| format!("starting {}", command.get_program().display()))
 }
 
-/// Asks a child to save its state and end. After Ctrl-C in a terminal it has been asked already,
-/// which does no harm; a signal to this process alone has not reached it.
+/// Asks a child to save its state and end. After Ctrl-C in a terminal it has been asked already: a
+/// program takes signals within a second of the first as one. A signal to this process alone has not
+/// reached it.
 pub fn send_interrupt(child: &Child) {
     #[cfg(unix)]
     {
@@ -46,6 +47,30 @@ pub fn send_interrupt(child: &Child) {
     }
     #[cfg(not(unix))]
     let _ = child; // the console has told it
+}
+
+/// Locks `file` for as long as it is open; false if another process has locked it.
+///
+/// # Errors
+/// [`std::io::ErrorKind::Unsupported`] where nothing can be locked: by the file system, or by this on
+/// other systems than Unix.
+pub fn lock(file: &File) -> std::io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::fd::AsRawFd;
+        // `File::try_lock` is younger than the oldest compiler that builds this.
+        // SAFETY: flock takes two integers, of which the first is an open file's.
+        if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+            return Ok(true);
+        }
+        let error = std::io::Error::last_os_error();
+        if error.kind() == std::io::ErrorKind::WouldBlock { Ok(false) } else { Err(error) }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = file;
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// Waits until `child` has ended; kills it at the deadline.
@@ -103,6 +128,16 @@ mod tests {
         assert_eq!(output.status.code(), Some(3));
         assert_eq!((&*output.stdout, &*output.stderr), (&b"out\n"[..], &b"err\n"[..]));
         assert!(format!("{:#}", spawn(&mut Command::new("/none")).unwrap_err()).contains("starting /none"));
+    }
+
+    #[test]
+    fn a_file_is_locked_once_and_as_long_as_it_is_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || File::create(folder.path().join("lock")).unwrap();
+        let (first, second) = (open(), open());
+        assert_eq!((lock(&first).unwrap(), lock(&second).unwrap()), (true, false));
+        drop(first);
+        assert!(lock(&second).unwrap());
     }
 
     #[test]

@@ -41,6 +41,21 @@ pub fn build<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<Programs> {
     }
 }
 
+/// Copies `programs` to `folder`, which is there: what is built while they are used changes nothing then.
+///
+/// # Errors
+/// One cannot be copied.
+pub fn copied(programs: &Programs, folder: &Path) -> anyhow::Result<Programs> {
+    let mut copies = Programs::new();
+    for (name, path) in programs {
+        let copy = folder.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+        std::fs::copy(path, &copy)
+            .with_context(|| format!("copying {} to {}", path.display(), copy.display()))?;
+        copies.insert(name.clone(), std::path::absolute(copy)?);
+    }
+    Ok(copies)
+}
+
 /// Runs `cargo build` in the project's folder and returns the programs that it made.
 ///
 /// # Errors

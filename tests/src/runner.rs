@@ -17,11 +17,12 @@ use regression::process;
 use regression::programs::{self, Programs};
 use std::collections::{BTreeMap, BTreeSet, VecDeque, btree_map};
 use std::fs::{self, File, OpenOptions};
-use std::io::{IsTerminal, Read, Seek, SeekFrom};
+use std::io::{ErrorKind, IsTerminal, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tempfile::TempDir;
 
 /// What programs end with after Ctrl-C or SIGTERM, their state saved.
 const INTERRUPTED: i32 = 130;
@@ -33,6 +34,9 @@ const LEAST_CHECKPOINT_STEPS: usize = 50_000;
 /// How often children are looked at, and how often a status line is printed without a terminal.
 const POLL: Duration = Duration::from_millis(5);
 const STATUS: Duration = Duration::from_secs(30);
+
+/// The file in a run's folder that the runner holds a lock of while it trains.
+const LOCK: &str = "lock";
 
 /// Ctrl-C was pressed so many times.
 static INTERRUPTS: AtomicUsize = AtomicUsize::new(0);
@@ -71,6 +75,9 @@ pub struct PoolArgs {
     /// Folder of the runs in progress [default: target/regression/ of the project]
     #[arg(long, value_name = "DIR")]
     pub work: Option<PathBuf>,
+    /// Where the runs are instead, and not the programs: memory may be a place that none can be started from.
+    #[arg(skip)]
+    pub memory: Option<PathBuf>,
     /// Take the algorithms' programs from this folder instead of building them
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -140,6 +147,22 @@ impl Job<'_> {
         self.work.join("stderr.txt")
     }
 
+    /// Takes the run for this process, as long as the file is open; nothing if another one has it.
+    fn lock(&self) -> Result<Option<File>> {
+        fs::create_dir_all(&self.work).with_context(|| self.work.display().to_string())?;
+        let path = self.work.join(LOCK);
+        let lock = || -> std::io::Result<Option<File>> {
+            let file = File::create(&path)?;
+            let is_ours = process::lock(&file).or_else(|error| match error.kind() {
+                ErrorKind::Unsupported => Ok(true), // nobody can know
+                _ => Err(error),
+            })?;
+            // Who had it may have finished and removed it since it was opened.
+            Ok((is_ours && path.exists()).then_some(file))
+        };
+        lock().with_context(|| path.display().to_string())
+    }
+
     fn is_resumable(&self) -> bool {
         self.run_dir().join("checkpoint.safetensors").exists()
     }
@@ -152,10 +175,9 @@ impl Job<'_> {
         })
     }
 
-    /// Starts the program, or lets it go on.
+    /// Starts the program, or lets it go on, once it is locked.
     fn start(&self, program: &Path) -> Result<Child> {
         self.remove_older();
-        fs::create_dir_all(&self.work).with_context(|| self.work.display().to_string())?;
         let run_dir = self.run_dir();
         let mut command = Command::new(program);
         let mut stderr = OpenOptions::new();
@@ -188,12 +210,16 @@ impl Job<'_> {
         process::spawn(&mut command)
     }
 
-    /// Removes what is left of this seed's runs of other settings or sources.
+    /// Removes what is left of this seed's runs of other settings or sources, unless another runner has them.
     fn remove_older(&self) {
         let siblings = self.work.parent().and_then(|folder| fs::read_dir(folder).ok());
         let prefix = format!("{}-", self.seed);
         for sibling in siblings.into_iter().flatten().flatten() {
-            if sibling.file_name().to_string_lossy().starts_with(&prefix) && sibling.path() != self.work {
+            if !sibling.file_name().to_string_lossy().starts_with(&prefix) || sibling.path() == self.work {
+                continue;
+            }
+            let lock = OpenOptions::new().write(true).open(sibling.path().join(LOCK));
+            if lock.as_ref().map_or(true, |lock| process::lock(lock).unwrap_or(false)) {
                 let _ = fs::remove_dir_all(sibling.path()); // harmless if it stays
             }
         }
@@ -265,10 +291,12 @@ pub fn run(args: RunnerArgs) -> Result<()> {
 /// Trains what is not done yet of `trainings`, or of a part of them.
 ///
 /// # Errors
-/// Input that cannot be accepted; Ctrl-C; jobs that failed, after all others have run.
+/// Input that cannot be accepted; Ctrl-C; jobs that failed or that another runner has, after all others
+/// have run.
 pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()> {
     let results = args.results();
     let work = args.work.clone().unwrap_or_else(|| root().join("target/regression"));
+    let runs = args.memory.as_ref().unwrap_or(&work);
 
     // Sweeps have hundreds of trainings of one program.
     let mut known: BTreeMap<(&str, &str), String> = BTreeMap::new();
@@ -291,7 +319,7 @@ pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()
             seed,
             source_digest,
             result: training.result(&results, seed),
-            work: work.join(place).join(format!("{seed}-{digest}")),
+            work: runs.join(place).join(format!("{seed}-{digest}")),
         }));
     }
     let all = shard.of(all);
@@ -334,17 +362,21 @@ pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()
     common::take_over(|| {
         INTERRUPTS.fetch_add(1, Ordering::Relaxed);
     })?;
+    // Hours may pass until the last one is started, and what is built meanwhile is of other sources than
+    // the results would say. The folder is removed at the end of this function.
+    let (copies, _lock) = folder_of_copies(&work).with_context(|| work.display().to_string())?;
+    let programs = programs::copied(&programs, copies.path())?;
 
     let parallel = args.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     let mut pool = Pool::new(todo, parallel, done, &results);
     pool.run(&programs);
 
-    let Pool { console, finished, failures, interrupted, .. } = pool;
+    let Pool { console, finished, failures, taken, interrupted, .. } = pool;
     console.clear();
     for line in skips.iter().chain(&failures) {
         eprintln!("{line}");
     }
-    let skips = skips.len();
+    let skips = skips.len() + taken.len();
     eprintln!("{done} done before, {finished} done now, {} failed, {skips} skipped", failures.len());
     if interrupted {
         let line = "interrupted; the same command goes on from here";
@@ -353,13 +385,35 @@ pub fn train(trainings: &[Training], shard: Shard, args: &PoolArgs) -> Result<()
     if !failures.is_empty() {
         bail!("{} failed: {}", failures.len(), failures[0]);
     }
+    if !taken.is_empty() {
+        bail!("not done, because another runner trains them: {}", taken.join("; "));
+    }
     Ok(())
+}
+
+/// A folder for programs below `work`, locked. Removes those that runners have left which were killed.
+fn folder_of_copies(work: &Path) -> std::io::Result<(TempDir, File)> {
+    const PREFIX: &str = "programs-";
+    for item in fs::read_dir(work)?.flatten() {
+        let lock = OpenOptions::new().write(true).open(item.path().join(LOCK));
+        if item.file_name().to_string_lossy().starts_with(PREFIX)
+            && lock.is_ok_and(|lock| process::lock(&lock).unwrap_or(false))
+        {
+            let _ = fs::remove_dir_all(item.path()); // harmless if it stays
+        }
+    }
+    let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(work)?;
+    let lock = File::create(folder.path().join(LOCK))?;
+    let _ = process::lock(&lock); // where nothing can be locked, nothing is removed either
+    Ok((folder, lock))
 }
 
 /// A job whose process runs.
 struct Running<'a> {
     job: Job<'a>,
     child: Child,
+    /// See [`Job::lock`].
+    lock: File,
     started: Instant,
     bar: Option<ProgressBar>,
 }
@@ -371,6 +425,8 @@ struct Pool<'a> {
     parallel: usize,
     finished: usize,
     failures: Vec<String>,
+    /// Names of the jobs that another runner has.
+    taken: Vec<String>,
     interrupted: bool,
     seconds: Seconds,
     console: Console,
@@ -385,6 +441,7 @@ impl<'a> Pool<'a> {
             parallel,
             finished: 0,
             failures: Vec::new(),
+            taken: Vec::new(),
             interrupted: false,
             seconds: Seconds::of_results(results),
             console,
@@ -403,10 +460,15 @@ impl<'a> Pool<'a> {
             }
             while !self.interrupted && self.running.len() < self.parallel {
                 let Some(job) = self.todo.pop_front() else { break };
-                match job.start(&programs[&job.entry.algorithm]) {
-                    Ok(child) => {
+                let start = |lock| Ok((job.start(&programs[&job.entry.algorithm])?, lock));
+                match job.lock().and_then(|lock| lock.map(start).transpose()) {
+                    Ok(Some((child, lock))) => {
                         let bar = self.console.add(&job);
-                        self.running.push(Running { job, child, started: Instant::now(), bar });
+                        self.running.push(Running { job, child, lock, started: Instant::now(), bar });
+                    }
+                    Ok(None) => {
+                        self.console.job_ended(&format!("skipped: {}: another runner trains it", job.name()));
+                        self.taken.push(job.name());
                     }
                     Err(error) => self.fail(format!("{}: {error:#}", job.name())),
                 }
@@ -447,7 +509,8 @@ impl<'a> Pool<'a> {
                     continue;
                 }
             };
-            let Running { job, bar, .. } = self.running.swap_remove(i);
+            // Locked until its folder is removed.
+            let Running { job, bar, lock: _lock, .. } = self.running.swap_remove(i);
             self.console.remove(bar);
             if status.success() {
                 match job.finish() {

@@ -1,21 +1,23 @@
 //! The benchmark runner, with shell scripts in the place of algorithms.
 #![cfg(unix)]
 
+use regression::process::{self, DEADLINE};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Instant;
 use tempfile::TempDir;
 
 const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
 
-/// Trains nothing: notes how it was called in `log` beside itself and writes a run directory whose
-/// returns depend on the seed and on the file `bonus`. With a file `fail-SEED` it fails, with one
-/// called `interrupt-SEED` it ends as after Ctrl-C, and with `hang` it waits to be interrupted.
+/// Trains nothing: notes how it was called in the file `log` of the folder that is written for HERE and
+/// writes a run directory whose returns depend on the seed and on the file `bonus` there. With a file
+/// `fail-SEED` it fails, with one called `interrupt-SEED` it ends as after Ctrl-C, and with `hang` it
+/// waits to be interrupted.
 const ALGORITHM: &str = r#"#!/bin/sh
-here=$(dirname "$0")
+here='HERE'
 resumed=no
 while [ $# -gt 0 ]; do
     case $1 in
@@ -68,7 +70,8 @@ impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir(place.path("bin")).unwrap();
-        fs::write(place.path("bin/ppo"), ALGORITHM).unwrap();
+        let algorithm = ALGORITHM.replace("HERE", place.path("bin").to_str().unwrap());
+        fs::write(place.path("bin/ppo"), algorithm).unwrap();
         fs::set_permissions(place.path("bin/ppo"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(place.path("bin/bonus"), "0").unwrap();
         place
@@ -90,7 +93,7 @@ impl Place {
 
     /// Runs it; the exit code must be as given. Returns what it printed on standard error.
     fn run(&self, results: &str, args: &[&str], code: i32) -> String {
-        let output = self.command(results, args).output().unwrap();
+        let output = process::output(&mut self.command(results, args), DEADLINE).unwrap();
         assert_eq!(output.status.code(), Some(code), "{output:?}");
         String::from_utf8(output.stderr).unwrap()
     }
@@ -102,13 +105,34 @@ impl Place {
         text.lines().map(str::to_string).collect()
     }
 
+    /// Starts it with a program that waits to be interrupted, until that waits.
+    fn start_hanging(&self, args: &[&str]) -> Child {
+        fs::write(self.path("bin/hang"), "").unwrap();
+        let mut command = self.command("results", args);
+        let mut child = process::spawn(command.stdout(Stdio::null()).stderr(Stdio::null())).unwrap();
+        wait_until("the program is started", || {
+            assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
+            self.path("bin/hanging").exists()
+        });
+        child
+    }
+
     fn result(&self, seed: u64) -> PathBuf {
         self.path(&format!("results/runs/test/ppo__CartPole-v1/{seed}.json"))
     }
 }
 
+/// Looks whether it is so until it is.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < DEADLINE, "still not so: {what}");
+        std::thread::yield_now();
+    }
+}
+
 fn regression(args: &[&str]) -> Output {
-    Command::new(REGRESSION).args(args).stdin(Stdio::null()).output().unwrap()
+    process::output(Command::new(REGRESSION).args(args), DEADLINE).unwrap()
 }
 
 fn stdout(output: &Output) -> String {
@@ -207,27 +231,17 @@ fn a_run_that_alone_is_interrupted_goes_on_where_it_was() {
 #[test]
 fn an_interrupted_run_goes_on_where_it_was() {
     let place = Place::new();
-    fs::write(place.path("bin/hang"), "").unwrap();
-    let mut child = place
-        .command("results", &["--seeds", "2"])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    let started = Instant::now();
-    while !place.path("bin/hanging").exists() {
-        assert!(started.elapsed() < Duration::from_secs(300), "the program is not started");
-        assert_eq!(child.try_wait().unwrap(), None, "it ended before it was interrupted");
-        std::thread::yield_now();
-    }
-    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let mut child = place.start_hanging(&["--seeds", "2"]);
+    process::send_interrupt(&child);
+    assert_eq!(process::wait(&mut child, DEADLINE).unwrap().code(), Some(130));
     assert_eq!(place.log(), ["1 resumed=no"]);
     assert!(!place.result(1).exists());
+    // Copies of programs do not stay, only what the run goes on from.
+    assert_eq!(fs::read_dir(place.path("work")).unwrap().count(), 1);
 
     fs::remove_file(place.path("bin/hang")).unwrap();
-    let list = place.command("results", &["--seeds", "2", "--dry-run"]).output().unwrap();
+    let mut list = place.command("results", &["--seeds", "2", "--dry-run"]);
+    let list = process::output(&mut list, DEADLINE).unwrap();
     assert!(stdout(&list).contains("seed 1: to be continued"), "{list:?}");
     place.run("results", &["--seeds", "2"], 0);
     assert_eq!(place.log(), ["1 resumed=yes", "2 resumed=no"]);
@@ -239,25 +253,69 @@ fn an_interrupted_run_goes_on_where_it_was() {
 #[test]
 fn programs_end_with_the_runner() {
     let place = Place::new();
-    fs::write(place.path("bin/hang"), "").unwrap();
-    let mut command = place.command("results", &["--seeds", "1"]);
-    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let within = |what: &str, condition: &mut dyn FnMut() -> bool| {
-        let started = Instant::now();
-        while !condition() {
-            assert!(started.elapsed() < Duration::from_secs(300), "{what}");
-            std::thread::yield_now();
-        }
-    };
-    within("the program is not started", &mut || place.path("bin/hanging").exists());
+    let mut child = place.start_hanging(&["--seeds", "1"]);
     let pid = fs::read_to_string(place.path("bin/hanging")).unwrap();
-    let process = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
+    let stat = PathBuf::from(format!("/proc/{}/stat", pid.trim()));
     child.kill().unwrap();
-    child.wait().unwrap();
+    process::wait(&mut child, DEADLINE).unwrap();
     // It is gone, or a zombie that nobody has waited for.
-    within("the program goes on", &mut || {
-        fs::read_to_string(&process).map_or(true, |stat| stat.contains(") Z "))
+    wait_until("the program has ended", || {
+        fs::read_to_string(&stat).map_or(true, |stat| stat.contains(") Z "))
     });
+
+    // The copy of the program, which nobody removed, goes the next time.
+    let copies = || {
+        let work = fs::read_dir(place.path("work")).unwrap();
+        work.flatten().filter(|item| item.file_name().to_string_lossy().starts_with("programs-")).count()
+    };
+    assert_eq!(copies(), 1);
+    fs::remove_file(place.path("bin/hang")).unwrap();
+    place.run("results", &["--seeds", "1"], 0);
+    assert_eq!(copies(), 0);
+}
+
+/// Two runners may have one folder of work, by mistake or to share it.
+#[test]
+fn a_run_that_another_runner_has_is_left_alone() {
+    let place = Place::new();
+    let mut child = place.start_hanging(&["--seeds", "1"]);
+    fs::remove_file(place.path("bin/hang")).unwrap();
+    let text = place.run("results", &["--seeds", "2"], 1);
+    assert!(text.contains("skipped: ppo on CartPole-v1, seed 1: another runner trains it"), "{text}");
+    assert!(text.contains("0 done before, 1 done now, 0 failed, 1 skipped"), "{text}");
+    assert!(text.ends_with("another runner trains them: ppo on CartPole-v1, seed 1\n"), "{text}");
+    assert!(place.result(2).exists());
+    // Nor has it taken the program's copy away.
+    process::send_interrupt(&child);
+    assert_eq!(process::wait(&mut child, DEADLINE).unwrap().code(), Some(130));
+    assert_eq!(place.log(), ["1 resumed=no", "2 resumed=no"]);
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=yes"]);
+}
+
+#[test]
+fn what_older_sources_began_goes_unless_another_runner_has_it() {
+    let place = Place::new();
+    let begun = |name: &str| {
+        let folder = place.path(&format!("work/runs/test/ppo__CartPole-v1/{name}"));
+        fs::create_dir_all(&folder).unwrap();
+        (fs::File::create(folder.join("lock")).unwrap(), folder)
+    };
+    let [(lock, running), (_, ended), (_, of_another_seed)] = ["1-a", "1-b", "10-c"].map(begun);
+    assert!(process::lock(&lock).unwrap());
+    place.run("results", &["--seeds", "1"], 0);
+    assert!(running.exists() && !ended.exists() && of_another_seed.exists());
+}
+
+/// What is built while it trains is of other sources than the results would say.
+#[test]
+fn programs_stay_what_they_were_when_it_began() {
+    let place = Place::new();
+    let program = fs::read_to_string(place.path("bin/ppo")).unwrap();
+    let replaced = program.replace("resumed=no\n", "resumed=no\necho 'exit 1' > \"$here/ppo\"\n");
+    fs::write(place.path("bin/ppo"), replaced).unwrap();
+    place.run("results", &["--seeds", "2"], 0);
+    assert_eq!(place.log(), ["1 resumed=no", "2 resumed=no"]);
 }
 
 #[test]
@@ -268,7 +326,7 @@ fn without_mujoco_its_tasks_are_skipped_unless_they_are_required() {
         let mut command = place.command("results", &["ppo_continuous", "--seeds", "1"]);
         command.env_remove("MUJOCO_LIB").env_remove("MUJOCO_MODELS");
         command.env("PLAINRL_PYTHON", "/none").env("REQUIRE_MUJOCO", required);
-        command.output().unwrap()
+        process::output(&mut command, DEADLINE).unwrap()
     };
     let output = run("0");
     let stderr = String::from_utf8(output.stderr.clone()).unwrap();
@@ -284,7 +342,7 @@ fn without_mujoco_its_tasks_are_skipped_unless_they_are_required() {
 #[test]
 fn a_dry_run_changes_nothing() {
     let place = Place::new();
-    let output = place.command("results", &["--dry-run"]).output().unwrap();
+    let output = process::output(&mut place.command("results", &["--dry-run"]), DEADLINE).unwrap();
     assert_eq!(stdout(&output).lines().count(), 6, "{output:?}");
     assert!(stdout(&output).contains("ppo on CartPole-v1, seed 5: to do"), "{output:?}");
     assert!(!place.path("results").exists() && !place.path("work").exists());
@@ -357,15 +415,41 @@ fn the_report_is_a_function_of_the_results() {
     assert_eq!(report().status.code(), Some(0));
     assert!(first == contents(place.0.path()), "the second report differs");
 
+    let change = |seed: u64, key: &str, new: serde_json::Value| {
+        let text = fs::read_to_string(place.result(seed)).unwrap();
+        let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value[key] = new;
+        fs::write(place.result(seed), value.to_string()).unwrap();
+    };
+    // Other evaluations than most say so.
+    for seed in 1..=3 {
+        change(seed, "eval", serde_json::json!({"mean": 402, "std": 2, "episodes": 20}));
+    }
+    assert_eq!(report().status.code(), Some(0));
+    let overview = read("results/README.md");
+    assert!(overview.contains("100 episodes unless it says otherwise"), "{overview}");
+    assert!(overview.contains("| 402.0 ± 1.0 (20 episodes) | 3 |"), "{overview}");
+    let page = read("results/ppo.md");
+    assert!(page.contains("| evaluation, 20 episodes | 402.0 |"), "{page}");
+
+    // Results of older sources are shown, and counted.
+    let is_older = |line: &str| line.contains("of older sources");
+    assert!(!is_older(&String::from_utf8(report().stderr).unwrap()));
+    for seed in 1..=3 {
+        change(seed, "source_digest", "00000000".into());
+    }
+    let stderr = String::from_utf8(report().stderr).unwrap();
+    assert_eq!(
+        stderr,
+        "of older sources: 1 of 1 entries; `regression run`, with `--tier benchmark` too, renews them\n"
+    );
+
     // A result of settings that are in no list is named and left out.
-    let text = fs::read_to_string(place.result(1)).unwrap();
-    let mut value: serde_json::Value = serde_json::from_str(&text).unwrap();
-    value["config_digest"] = "00000000".into();
-    fs::write(place.result(1), value.to_string()).unwrap();
+    change(1, "config_digest", "00000000".into());
     let stderr = String::from_utf8(report().stderr).unwrap();
     assert!(stderr.contains("test ppo__CartPole-v1, seed 1: left out"), "{stderr}");
     let overview = read("results/README.md");
-    assert!(overview.contains("| 402.5 ± 0.7 | 2 |"), "{overview}");
+    assert!(overview.contains("| 402.5 ± 0.7 (20 episodes) | 2 |"), "{overview}");
 }
 
 #[test]
@@ -402,6 +486,11 @@ fn a_comparison_finds_what_became_worse() {
     let (code, text) = compare("old", "single", &[]);
     assert_eq!(code, Some(2), "{text}");
     assert!(text.contains("4 and 1 seeds, two are needed"), "{text}");
+    // One seed is too few for scores, and enough to tell that its run is another.
+    let (code, text) = compare("old", "single", &["--strict"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("ppo__CartPole-v1, 1 of 1 seeds give another run: CHANGED"), "{text}");
+    assert_eq!(compare("another", "single", &["--strict"]).0, Some(0));
 }
 
 #[test]
