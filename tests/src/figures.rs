@@ -70,19 +70,22 @@
 
 use crate::curves;
 use crate::digest::source_digest;
-use crate::jobs::{Entry, Measure, Shard, Tier, name, variant};
+use crate::jobs::{Entry, Measure, Shard, Tier, entries, name, variant};
 use crate::result::{self, BY_LOG_ROW, BY_ROW, IN_MODEL, RunResult, StoredCurve};
 use crate::runner::{PoolArgs, Training, train};
 use crate::statistics;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use common::Interrupted;
 use common::envs::invalid;
 use common::plot::{Chart, Curve, Heatmap, Panel, Reference};
 use common::write_atomically;
+use regression::learning::skipped;
 use regression::paths::root;
 use regression::thresholds::Direction;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use tempfile::TempDir;
 
 /// Points of a curve.
 const POINTS: usize = 200;
@@ -315,7 +318,8 @@ struct Published {
 /// Trains what the wanted figures lack and draws them.
 ///
 /// # Errors
-/// A file that describes no figures; an unknown figure; what [`train`] reports.
+/// A file that describes no figures; an unknown figure; what [`train`] reports; figures that were not drawn,
+/// after all others, but for those whose environment is not installed.
 pub fn figures(mut args: FiguresArgs) -> Result<()> {
     let file = args.file.clone().unwrap_or_else(|| root().join("tests/figures.toml"));
     let all = read(&file)?;
@@ -326,9 +330,7 @@ pub fn figures(mut args: FiguresArgs) -> Result<()> {
     let work = (short && memory.is_dir())
         .then(|| tempfile::Builder::new().prefix("plainrl-figures-").tempdir_in(memory).ok())
         .flatten();
-    if let Some(work) = &work {
-        args.pool.work = Some(work.path().to_path_buf());
-    }
+    args.pool.memory = work.as_ref().map(|work| work.path().to_path_buf());
     let results = args.pool.results();
     let folder = results.join("figures");
     let mut trainings = Vec::new();
@@ -339,34 +341,47 @@ pub fn figures(mut args: FiguresArgs) -> Result<()> {
         }
     }
     if let Err(error) = train(&trainings, Shard::WHOLE, &args.pool) {
-        // What a run that failed has said is there.
-        work.map(tempfile::TempDir::keep);
+        keep_what_failed(work, &error);
         return Err(error);
     }
     if args.pool.dry_run {
         return Ok(());
     }
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    let benchmarks = entries(Tier::Benchmark)?;
+    let mut not_drawn = Vec::new();
     for figure in wanted {
         let path = folder.join(format!("{}.png", figure.name));
         let numbers = match !args.pool.force && figure.is_current(&folder, args.pool.keep)? {
             true => Numbers::read(&folder, &figure.name),
-            false => figure.numbers(&results).and_then(|numbers| {
+            false => figure.check_benchmarks(&results, &benchmarks).and_then(|()| {
+                let numbers = figure.numbers(&results)?;
                 numbers.write(&folder, &figure.name)?;
                 figure.tidy(&results)?;
                 Ok(numbers)
             }),
         };
-        match numbers {
-            Ok(numbers) => {
-                figure.draw(&numbers.lines, &path)?;
-                println!("{}", path.display());
+        match numbers.and_then(|numbers| figure.draw(&numbers.lines, &path)) {
+            Ok(()) => println!("{}", path.display()),
+            Err(error) => {
+                eprintln!("{}: not drawn: {error:#}", figure.name);
+                if !figure.lacks_its_environment() {
+                    not_drawn.push(figure.name.as_str());
+                }
             }
-            // Its environment is not installed, which has been said.
-            Err(error) => eprintln!("{}: not drawn: {error:#}", figure.name),
         }
     }
-    write_atomically(&folder.join("README.md"), page(&all, &folder).as_bytes())
+    write_atomically(&folder.join("README.md"), page(&all, &folder).as_bytes())?;
+    ensure!(not_drawn.is_empty(), "not drawn: {}", not_drawn.join(", "));
+    Ok(())
+}
+
+/// Leaves what a run that failed has said where it is, if one has. A run that was interrupted starts over: the
+/// next folder has another name.
+fn keep_what_failed(work: Option<TempDir>, error: &anyhow::Error) {
+    if let Some(work) = work.filter(|_| !error.is::<Interrupted>()) {
+        let _ = std::fs::remove_dir(work.keep()); // an empty folder alone can be removed so
+    }
 }
 
 /// What is drawn, and what it is of: `results/figures/NAME.json`.
@@ -677,16 +692,37 @@ impl Figure {
         self.benchmark.as_ref()?.get(i).map(String::as_str)
     }
 
+    /// Whether the environment of a line that has to be trained is not installed here, which makes no failure.
+    fn lacks_its_environment(&self) -> bool {
+        self.benchmark.is_none() && self.line.iter().any(|line| skipped(&line.env_id).is_some())
+    }
+
+    /// Whether the runs that it takes from benchmarks are there, and such as these are now.
+    fn check_benchmarks(&self, results: &Path, benchmarks: &[Entry]) -> Result<()> {
+        for line in &self.line {
+            let Some(variant) = self.variant_of(line) else { continue };
+            let name = name(&line.program, &line.env_id, variant);
+            let entry = benchmarks.iter().find(|entry| entry.name() == name);
+            let entry = entry.with_context(|| format!("no benchmark is called {name}"))?;
+            let (steps, shown) = (entry.steps, line.steps);
+            ensure!(steps == shown, "{name}: its benchmark is of {steps} steps, the figure of {shown}");
+            let training = self.training(line, &line.args);
+            for &seed in &training.seeds {
+                let run = RunResult::read(&training.result(results, seed));
+                let run = run.context("its benchmark has not been run")?;
+                let same = run.config_digest == entry.config_digest();
+                ensure!(same, "{name}, seed {seed}: its benchmark has changed: run it again");
+            }
+        }
+        Ok(())
+    }
+
     /// The lines, from the results of their runs.
     fn numbers(&self, results: &Path) -> Result<Numbers> {
         let mut runs = Vec::new();
         for training in self.trainings() {
             for &seed in &training.seeds {
-                let run = RunResult::read(&training.result(results, seed));
-                runs.push(match self.benchmark {
-                    Some(_) => run.context("its benchmark has not been run")?,
-                    None => run?,
-                });
+                runs.push(RunResult::read(&training.result(results, seed))?);
             }
         }
         Ok(Numbers {
@@ -721,7 +757,7 @@ impl Figure {
                 let points = run.curve_of(&name).map(StoredCurve::points).unwrap_or_default();
                 let late = points.iter().filter(|(x, _)| *x > 0.9 * line.steps as f64).map(|(_, y)| *y);
                 let late: Vec<f64> = late.collect();
-                anyhow::ensure!(!late.is_empty(), "{}, seed {seed}: no {name} at its end", line.label);
+                ensure!(!late.is_empty(), "{}, seed {seed}: no {name} at its end", line.label);
                 Ok(statistics::mean(&late))
             })
             .collect()
@@ -770,11 +806,7 @@ impl Figure {
             // What only some runs have is left out.
             let xs = xs.min_by_key(Vec::len).unwrap_or_default();
             let apart = runs.iter().any(|run| run.iter().zip(&xs).any(|((x, _), other)| x != other));
-            anyhow::ensure!(
-                !apart,
-                "{}: `smooth = false`: its runs have {name} at different steps",
-                line.label
-            );
+            ensure!(!apart, "{}: `smooth = false`: its runs have {name} at different steps", line.label);
             let values: Vec<Vec<f64>> =
                 runs.iter().map(|run| run.iter().take(xs.len()).map(|(_, y)| *y).collect()).collect();
             return Ok(curves::over_seeds("", xs, &transposed(&values)));
@@ -968,8 +1000,14 @@ fn page(figures: &[Figure], folder: &Path) -> String {
         let is_whole =
             |lines: &[Numbered]| !lines.is_empty() && lines.iter().all(|line| !line.last.is_empty());
         let numbers = Numbers::read(folder, name).ok().filter(|_| figure.compared);
-        if let Some(Numbers { lines, .. }) = numbers.filter(|numbers| is_whole(&numbers.lines)) {
-            page += &comparison(&lines);
+        if let Some(mut numbers) = numbers.filter(|numbers| is_whole(&numbers.lines)) {
+            // As in the picture: a line that got another label has the same numbers.
+            if numbers.config_digest == figure.config_digest() {
+                for (numbered, line) in numbers.lines.iter_mut().zip(&figure.line) {
+                    numbered.label.clone_from(&line.label);
+                }
+            }
+            page += &comparison(&numbers.lines);
         }
     }
     page
@@ -1119,6 +1157,50 @@ mod tests {
         // There is no folder of its own to be removed.
         figure.tidy(results.path()).unwrap();
         assert!(trainings[0].result(results.path(), 1).exists());
+    }
+
+    #[test]
+    fn runs_of_benchmarks_that_have_changed_are_refused() {
+        let figure =
+            figure(&OVER_STEPS.replace("title", "benchmark = [\"cleanrl\", \"\"]\nseeds = 1\ntitle"));
+        let results = tempfile::tempdir().unwrap();
+        let mut benchmarks = Vec::new();
+        for (training, variant) in figure.trainings().iter().zip(["cleanrl", ""]) {
+            let args = vec!["--fast".to_string()];
+            let entry = Entry { variant: variant.into(), args, ..training.entry.clone() };
+            write_result(training, 1, results.path(), 6.0);
+            let path = training.result(results.path(), 1);
+            let run = RunResult { config_digest: entry.config_digest(), ..RunResult::read(&path).unwrap() };
+            run.write(&path).unwrap();
+            benchmarks.push(entry);
+        }
+        let check = |benchmarks: &[Entry]| match figure.check_benchmarks(results.path(), benchmarks) {
+            Ok(()) => String::new(),
+            Err(error) => format!("{error:#}"),
+        };
+        assert_eq!(check(&benchmarks), "");
+        assert_eq!(check(&benchmarks[..1]), "no benchmark is called walk__Walk-v0");
+        benchmarks[1].args.clear();
+        assert_eq!(check(&benchmarks), "walk__Walk-v0, seed 1: its benchmark has changed: run it again");
+        benchmarks[0].steps = 200;
+        let steps = "walk__Walk-v0__cleanrl: its benchmark is of 200 steps, the figure of 100";
+        assert_eq!(check(&benchmarks), steps);
+    }
+
+    #[test]
+    fn what_failed_is_kept_and_nothing_else() {
+        let work = |file: &str| {
+            let work = tempfile::tempdir().unwrap();
+            std::fs::write(work.path().join(file), "why").unwrap();
+            (work.path().to_path_buf(), Some(work))
+        };
+        let (path, folder) = work("stderr.txt");
+        keep_what_failed(folder, &anyhow::anyhow!("1 failed"));
+        assert!(path.join("stderr.txt").exists());
+        std::fs::remove_dir_all(path).unwrap();
+        let (path, folder) = work("stderr.txt");
+        keep_what_failed(folder, &Interrupted("interrupted".into()).into());
+        assert!(!path.exists());
     }
 
     #[test]
@@ -1386,6 +1468,23 @@ mod tests {
         assert!(parsed(&compared).unwrap()[0].compared);
         let of_error = compared.replace("title", "error_of = 2\ntitle");
         assert!(parsed(&of_error).unwrap_err().contains("`error_of`"));
+        // A line that got another label since.
+        let folder = tempfile::tempdir().unwrap();
+        let numbers = Numbers {
+            config_digest: figure(&compared).config_digest(),
+            source_digest: String::new(),
+            seeds: 5,
+            cpu: String::new(),
+            wall_seconds: 0.0,
+            lines: vec![numbered("A", &[1.0; 5]), numbered("B", &[2.0; 5])],
+        };
+        numbers.write(folder.path(), "steps").unwrap();
+        std::fs::write(folder.path().join("steps.png"), "").unwrap();
+        let page_of = |text: &str| page(&parsed(text).unwrap(), folder.path());
+        let shown = page_of(&compared);
+        assert!(shown.contains("one of estimate ") && shown.contains("| return | 2 |"), "{shown}");
+        let other = page_of(&compared.replace("seeds = 3", "seeds = 4").replace("steps = 100", "steps = 9"));
+        assert!(other.contains("| B | 2 |"), "{other}");
         // Numbers from before it was compared are no reason to fail.
         let folder = tempfile::tempdir().unwrap();
         let numbers = r#"{"config_digest": "", "source_digest": "", "seeds": 1, "cpu": "", "wall_seconds": 0,

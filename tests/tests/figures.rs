@@ -1,18 +1,19 @@
 //! Figures, with a shell script in the place of an algorithm.
 #![cfg(unix)]
 
+use regression::process::{self, DEADLINE};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use tempfile::TempDir;
 
 const REGRESSION: &str = env!("CARGO_BIN_EXE_regression");
 
-/// Trains nothing: notes its seed and the value of --gamma in `log` beside itself, and writes a run
-/// directory whose numbers follow from them.
+/// Trains nothing: notes its seed and the value of --gamma in the file `log` of the folder that is written for
+/// HERE, and writes a run directory whose numbers follow from them.
 const ALGORITHM: &str = r#"#!/bin/sh
-here=$(dirname "$0")
+here='HERE'
 gamma=0
 while [ $# -gt 0 ]; do
     case $1 in
@@ -108,7 +109,8 @@ impl Place {
     fn new() -> Self {
         let place = Self(tempfile::tempdir().unwrap());
         fs::create_dir(place.path("bin")).unwrap();
-        fs::write(place.path("bin/ppo"), ALGORITHM).unwrap();
+        let algorithm = ALGORITHM.replace("HERE", place.path("bin").to_str().unwrap());
+        fs::write(place.path("bin/ppo"), algorithm).unwrap();
         fs::set_permissions(place.path("bin/ppo"), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(place.path("figures.toml"), FIGURES).unwrap();
         place
@@ -119,14 +121,18 @@ impl Place {
     }
 
     fn run(&self, args: &[&str]) -> Output {
+        process::output(&mut self.command(args), DEADLINE).unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(REGRESSION);
-        command.arg("figures").args(args).stdin(Stdio::null());
+        command.arg("figures").args(args);
         for (flag, name) in
             [("--results", "results"), ("--work", "work"), ("--bin-dir", "bin"), ("--file", "figures.toml")]
         {
             command.arg(flag).arg(self.path(name));
         }
-        command.output().unwrap()
+        command
     }
 
     /// What the picture `name` is drawn from.
@@ -193,6 +199,42 @@ fn a_sweep_runs_every_value_with_every_seed() {
     let ends = |key: &str| (line[key][0].clone(), line[key].as_array().unwrap().last().cloned().unwrap());
     assert_eq!(ends("xs"), (1.0.into(), 4.0.into()));
     assert_eq!(ends("mean"), (101.0.into(), 401.0.into()));
+}
+
+#[test]
+fn what_cannot_be_drawn_is_told_after_the_others() {
+    let place = Place::new();
+    let benchmark = FIGURES.replace("x = \"episodes\"", "benchmark = [\"none\"]");
+    fs::write(place.path("figures.toml"), benchmark).unwrap();
+    let output = place.run(&["--jobs", "1"]);
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(
+        stderr.contains("over_episodes: not drawn: no benchmark is called ppo__CartPole-v1__none"),
+        "{stderr}"
+    );
+    assert!(stderr.ends_with("error: not drawn: over_episodes\n"), "{stderr}");
+    let page = fs::read_to_string(place.path("results/figures/README.md")).unwrap();
+    assert!(page.contains("](over_a_flag.png)") && !page.contains("over_episodes"), "{page}");
+}
+
+#[test]
+fn a_figure_without_mujoco_is_no_failure() {
+    let place = Place::new();
+    fs::copy(place.path("bin/ppo"), place.path("bin/ppo_continuous")).unwrap();
+    let hopper = FIGURES.replacen(
+        "program = \"ppo\"\nenv_id = \"CartPole-v1\"",
+        "program = \"ppo_continuous\"\nenv_id = \"Hopper-v5\"",
+        1,
+    );
+    fs::write(place.path("figures.toml"), hopper).unwrap();
+    let mut command = place.command(&["over_steps", "over_episodes"]);
+    command.env_remove("MUJOCO_LIB").env_remove("MUJOCO_MODELS");
+    command.env("PLAINRL_PYTHON", "/none").env("REQUIRE_MUJOCO", "0");
+    let output = process::output(&mut command, DEADLINE).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("over_steps: not drawn: "), "{output:?}");
+    assert!(place.path("results/figures/over_episodes.png").exists());
 }
 
 #[test]
