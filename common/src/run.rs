@@ -54,8 +54,18 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 const CHECKPOINT_SHARE: u32 = 100;
 
 /// Flags that a checkpoint has in it or is shaped by, so that a resumed run cannot have others.
-const KEPT: [&str; 8] =
-    ["seed", "buffer_size", "num_envs", "num_steps", "horizon", "tiles", "tilings", "groups"];
+const KEPT: [&str; 10] = [
+    "seed",
+    "buffer_size",
+    "num_envs",
+    "num_steps",
+    "horizon",
+    "tiles",
+    "tilings",
+    "groups",
+    "prioritized_replay_alpha",
+    "prioritized_replay_eps",
+];
 
 /// Time between flushes of the records, so that the files can be watched.
 const FLUSH_EVERY: Duration = Duration::from_secs(5);
@@ -149,6 +159,12 @@ impl Run {
             let checkpoint = Checkpoint::read(&dir)?;
             checkpoint.expect_of(algorithm, &run_args.env_id)?;
             expect_kept(&dir, &config)?;
+            let (mut step, total) = (0_usize, run_args.total_timesteps);
+            step.load(checkpoint.item("global_step")?)?;
+            // Schedules that end with the run would go on beyond their end.
+            if step >= total {
+                return invalid(format!("--total-timesteps {total}: the run in {shown} is at step {step}"));
+            }
             history.load(checkpoint.item("run")?).context("the checkpoint's history")?;
             records = Some(Records::resume(&dir, &history.records)?);
             resume_from = Some(checkpoint);

@@ -233,6 +233,22 @@ fn a_resumed_run_keeps_its_new_flags() {
     assert_eq!(resume(&[]), 200);
 }
 
+/// Its schedules would go on beyond their end, to negative step sizes.
+#[test]
+fn a_resumed_run_does_not_end_before_its_checkpoint() {
+    let scratch = tempfile::tempdir().unwrap();
+    finish(scratch.path());
+    let step = saved(&scratch.path().join("checkpoint.safetensors"), "global_step");
+    assert!(step > 1);
+    let resume = format!("--resume={}", scratch.path().display());
+    let error = start_with(&[&resume, &format!("--total-timesteps={step}")]).err().expect("refused");
+    assert!(error.is::<InvalidInput>(), "{error:#}");
+    let words =
+        format!("--total-timesteps {step}: the run in {} is at step {step}", scratch.path().display());
+    assert_eq!(error.to_string(), words);
+    start_with(&[&resume, &format!("--total-timesteps={}", step + 1)]).unwrap();
+}
+
 /// Python's own environments have no pictures here: said before training, not after it.
 #[test]
 fn a_film_of_what_cannot_be_drawn_is_refused_at_once() {
