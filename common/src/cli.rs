@@ -54,7 +54,8 @@ pub struct RunArgs {
     #[arg(long, value_parser = checkpoint_every)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_every: Option<usize>,
-    /// Go on from the checkpoint in this run directory, with its configuration; later flags win
+    /// Go on from the checkpoint in this run directory, with its configuration; flags may change how
+    /// long it is, how it is watched, and step sizes
     #[arg(long, value_name = "RUN_DIR")]
     #[serde(skip)]
     pub resume: Option<PathBuf>,

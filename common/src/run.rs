@@ -53,18 +53,23 @@ const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 const CHECKPOINT_SHARE: u32 = 100;
 
-/// Flags that a checkpoint has in it or is shaped by, so that a resumed run cannot have others.
-const KEPT: [&str; 10] = [
-    "seed",
-    "buffer_size",
-    "num_envs",
-    "num_steps",
-    "horizon",
-    "tiles",
-    "tilings",
-    "groups",
-    "prioritized_replay_alpha",
-    "prioritized_replay_eps",
+/// What a resumed run may have other values of, beside step sizes: how long it is, how it is computed and
+/// watched, what is evaluated, and the number of its ranks, of which a checkpoint itself knows.
+const CHANGEABLE: [&str; 14] = [
+    "total_timesteps",
+    "total_episodes",
+    "total_improvements",
+    "exp_name",
+    "threads",
+    "device",
+    "eval_episodes",
+    "greedy_eval",
+    "save_model",
+    "capture_video",
+    "checkpoint_every",
+    "env_timeout",
+    "learning_rate",
+    "workers",
 ];
 
 /// Time between flushes of the records, so that the files can be watched.
@@ -158,7 +163,7 @@ impl Run {
         if resuming {
             let checkpoint = Checkpoint::read(&dir)?;
             checkpoint.expect_of(algorithm, &run_args.env_id)?;
-            expect_kept(&dir, &config)?;
+            expect_same(&dir, &config)?;
             let (mut step, total) = (0_usize, run_args.total_timesteps);
             step.load(checkpoint.item("global_step")?)?;
             // Schedules that end with the run would go on beyond their end.
@@ -209,7 +214,8 @@ impl Run {
     /// iteration of the training loop with every such thing:
     ///
     /// - the first call of a resumed run loads them from the checkpoint, cuts off what was recorded after
-    ///   it and writes the configuration, which flags may have changed (those of [`KEPT`] may not);
+    ///   it and writes the configuration, in which flags may have changed what is in
+    ///   [`CHANGEABLE`], and step sizes;
     /// - the first call of a new run saves them, and later calls do when a minute has passed since, or
     ///   a hundred times as long as saving took, whichever is longer; with `--checkpoint-every`, when that
     ///   many steps have passed, or never. What cannot be saved is said on the console, and the run goes on without
@@ -680,17 +686,16 @@ struct Summary<'a> {
     cpu: String,
 }
 
-/// Refuses other values of the flags that the run in `dir` keeps than its configuration has.
-fn expect_kept(dir: &Path, config: &str) -> Result<()> {
+/// Refuses another configuration than the run in `dir` has, in whatever its checkpoint is shaped by or would
+/// get another meaning from.
+fn expect_same(dir: &Path, config: &str) -> Result<()> {
     let earlier: toml::Table = std::fs::read_to_string(dir.join("config.toml"))?.parse()?;
     let wanted: toml::Table = config.parse()?;
-    for key in KEPT {
-        if let (Some(earlier), Some(wanted)) = (earlier.get(key), wanted.get(key))
-            && earlier != wanted
-        {
+    for (key, wanted) in &wanted {
+        if earlier.get(key) != Some(wanted) && !CHANGEABLE.contains(&key.as_str()) && !key.ends_with("_lr") {
             let flag = format!("--{}", key.replace('_', "-"));
-            let dir = dir.display();
-            return invalid(format!("{flag} {wanted}: the run in {dir} goes on with {flag} {earlier}"));
+            let has = earlier.get(key).map_or("has none".to_string(), |value| format!("has {flag} {value}"));
+            return invalid(format!("{flag} {wanted}: the run in {} {has} and keeps it", dir.display()));
         }
     }
     Ok(())

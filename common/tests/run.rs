@@ -260,19 +260,26 @@ fn a_film_of_what_cannot_be_drawn_is_refused_at_once() {
     assert!(error.is::<InvalidInput>() && !dir.exists());
 }
 
-/// A flag whose value is in the checkpoint cannot be given another.
+/// A flag that its checkpoint is shaped by cannot be given another value.
 #[test]
 fn a_resumed_run_keeps_its_seed() {
     let scratch = tempfile::tempdir().unwrap();
     finish(scratch.path());
-    let before = std::fs::read_to_string(scratch.path().join("config.toml")).unwrap();
+    let config = scratch.path().join("config.toml");
+    let before = std::fs::read_to_string(&config).unwrap();
     let resume = format!("--resume={}", scratch.path().display());
-    let error = start_with(&[&resume, "--seed=2"]).err().expect("refused");
-    assert!(error.is::<InvalidInput>(), "{error:#}");
-    let words = format!("--seed 2: the run in {} goes on with --seed 1", scratch.path().display());
-    assert_eq!(error.to_string(), words);
-    assert_eq!(std::fs::read_to_string(scratch.path().join("config.toml")).unwrap(), before);
-    start_with(&[&resume, "--seed=1"]).unwrap();
+    let refused = || {
+        let error = start_with(&[&resume, "--seed=2"]).err().expect("refused");
+        assert!(error.is::<InvalidInput>(), "{error:#}");
+        error.to_string()
+    };
+    let run = format!("the run in {}", scratch.path().display());
+    assert_eq!(refused(), format!("--seed 2: {run} has --seed 1 and keeps it"));
+    assert_eq!(std::fs::read_to_string(&config).unwrap(), before);
+    start_with(&[&resume, "--seed=1", "--eval-episodes=7", "--exp-name=other"]).unwrap();
+    // As with a flag that was not given at first and has no default.
+    std::fs::write(&config, before.replace("seed = 1\n", "")).unwrap();
+    assert_eq!(refused(), format!("--seed 2: {run} has none and keeps it"));
 }
 
 /// A run that is killed between the last two moves of its last checkpoint writes no other.
