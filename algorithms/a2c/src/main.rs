@@ -30,9 +30,11 @@
 //! OpenAI's program is written with TensorFlow's, where ε stands within the root, as in the paper, and v
 //! begins with 1. The first steps of the one are ten times η, those of the other small.
 //!
-//! Deviations from the paper: the workers are synchronous, losses are means, and gradients are clipped to a
-//! norm, as in OpenAI's program. Our own: policy and critic are two small networks, where theirs share layers,
-//! and an n-step return looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), where the others' end.
+//! Deviations from the paper, as in OpenAI's program: the workers are synchronous, losses are means,
+//! gradients are clipped to a norm, and σ is a parameter of each dimension, where the paper's is an output of
+//! the network. Our own: policy and critic are two small networks, where theirs share layers (the paper's do
+//! not where actions are continuous), and an n-step return looks beyond a time limit (Pardo et al. 2018,
+//! arXiv:1712.00378), where the others' end.
 //!
 //! Run `cargo run -p a2c`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in two seconds.

@@ -37,7 +37,7 @@
 //!   ½ before the critic's loss is not in the paper's pseudo-code, but makes its gradient the error;
 //!   t_max is 20, with which a run takes a third of the time of the paper's 5 and learns as well.
 //!
-//! Run `cargo run -p a3c`: 450 or more on CartPole-v1 after 500,000 steps in six seconds. The workers
+//! Run `cargo run -p a3c`: 450 or more on CartPole-v1 after 500,000 steps in eight seconds. The workers
 //! are threads or, on one machine or many, processes of MPI; after a failure, the last line goes on from
 //! the last checkpoint:
 //!

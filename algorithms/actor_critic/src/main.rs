@@ -34,7 +34,7 @@
 //! zero, in place of plain steps; no factor I = γᵗ, as in almost every program (`--discount-gradient`; see
 //! reinforce). Where a time limit merely truncates an episode, δ bootstraps from the true last state.
 //!
-//! Run `cargo run -p actor_critic`: 475 or more on CartPole-v1 after 200,000 steps in ten seconds (475 is
+//! Run `cargo run -p actor_critic`: 475 or more on CartPole-v1 after 200,000 steps in seven seconds (475 is
 //! the return at which Gymnasium registers the task as solved). Swinging up a pendulum with the book's
 //! plain steps, an average reward above 0.65 in the 50th episode, a return of 3250 (what RLPark's test of
 //! the same learner demands, there with continuous torques: rlpark/rlpark at 2baf7389):

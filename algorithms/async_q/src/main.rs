@@ -31,7 +31,7 @@
 //!   cart drifts there;
 //! - vectors instead of images, and hyper-parameters of their size.
 //!
-//! Run `cargo run -p async_q`: 400 or more on CartPole-v1 after 300,000 steps in five seconds. The workers
+//! Run `cargo run -p async_q`: 400 or more on CartPole-v1 after 300,000 steps in nine seconds. The workers
 //! are threads or, on one machine or many, processes of MPI; after a failure, the last line goes on from
 //! the last checkpoint:
 //!

@@ -39,7 +39,7 @@
 //! of the true last state.
 //!
 //! Run `cargo run -p batch_actor_critic`: 475 or more on CartPole-v1 (the return at which Gymnasium registers
-//! it as solved) after 300,000 steps in five seconds; as much with `--critic n-step`, and with `--critic td
+//! it as solved) after 300,000 steps in two seconds; as much with `--critic n-step`, and with `--critic td
 //! --target-updates 10 --critic-updates 5` (without these 290 to 370).
 
 use anyhow::Result;

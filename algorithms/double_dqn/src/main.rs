@@ -29,7 +29,7 @@
 //!   squares), so that parameters with small gradients take small steps: with 1e-8 three seeds of ten miss 475;
 //! - an update at every step, where the paper has one in four;
 //! - θ⁻ follows θ in many small steps (Lillicrap et al. 2015, arXiv:1509.02971) where the paper copies θ
-//!   every 10,000 updates (or 30,000, tuned): a run of 50,000 is too short for that. θ⁻ is then seldom far
+//!   every 10,000 steps (or 30,000, tuned): a run of 50,000 is too short for that. θ⁻ is then seldom far
 //!   from θ, so that the two choose alike more often than the paper's;
 //! - the buffer holds 25,000 steps and not a million;
 //! - errors are squared as they are, where the paper clips them to [−1, 1] (`--clip-error`): a clipped

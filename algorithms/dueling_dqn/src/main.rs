@@ -23,7 +23,7 @@
 //!
 //! Deviations from the paper:
 //! - each stream is one linear layer on the trunk, where the paper's have a hidden layer of 512 units each;
-//! - the gradient that enters the trunk is not divided by √2, of which Adam's steps hardly depend, and no
+//! - the gradient that enters the trunk is not divided by √2, on which Adam's steps hardly depend, and no
 //!   gradient is clipped to a norm of 10;
 //! - vectors instead of images;
 //! - Adam instead of RMSProp, its step size falling to zero, and an update at every step instead of every

@@ -28,8 +28,8 @@
 //! extraordinary episode weighs no more than another. The decay λ keeps θ from growing until σ ε
 //! no longer matters beside it.
 //!
-//! Deviations from the paper. Its algorithm takes the plain step θ ← θ + α ĝ; Adam and the decay of θ
-//! within its gradient are its authors' program's. There, equal returns are ranked in whatever order
+//! Deviations from the paper. Its algorithm takes the plain step θ ← θ + α ĝ; Adam is its authors'
+//! program's, and so is putting the decay of θ, of which the text speaks, into Adam's gradient. There, equal returns are ranked in whatever order
 //! the sort leaves them, so that noise is followed where nothing is to be learned; here they share the
 //! mean of their ranks. Both members of a pair play the same episode, which takes its luck out of
 //! their difference. Actions are the best ones, undisturbed; there is no virtual batch normalisation.

@@ -25,7 +25,7 @@
 //! - ε_ada is 3, where AdaGrad's is tiny and the first step changes every parameter by η; η falls; servers are
 //!   no machines of their own; vectors instead of images.
 //!
-//! Run `cargo run -p gorila`: 475 or more on CartPole-v1 (solved, by Gymnasium) with four of five seeds, in ten
+//! Run `cargo run -p gorila`: 475 or more on CartPole-v1 (solved, by Gymnasium) with four of five seeds, in fifteen
 //! seconds. Machines are threads or MPI's processes; when one fails all end, and the last line goes on exactly:
 //!
 //! ```text

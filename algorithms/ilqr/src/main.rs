@@ -33,7 +33,7 @@
 //! episode, not a receding horizon, but grows towards it, some nearly idle steps at a time: optimised at once,
 //! 200 end at −750 or so from rest. How it grows decides how often the pendulum swings: by default −295.3.
 //!
-//! Run `cargo run -p ilqr`: about −142 on Pendulum-v1 in 5 seconds, nearly all evaluation (the optimum on a
+//! Run `cargo run -p ilqr`: about −144 on Pendulum-v1 in 5 seconds, nearly all evaluation (the optimum on a
 //! grid is −137, and −300.7 from rest; random actions −1236). It draws `convergence.png` of its first plan.
 
 use anyhow::{Context, Result};

@@ -136,7 +136,7 @@ type Active = Vec<(usize, f64)>;
 /// The features x.
 struct Features {
     low: Vec<f64>,     // [d]
-    range: Vec<f64>,   // [d]
+    range: Vec<f64>,   // [d], never 0
     points: usize,     // of a grid along each dimension
     per_action: usize, // features of an action
     len: usize,        // number of weights
@@ -153,7 +153,7 @@ impl Features {
             Space::Box { low, high, .. } if low.iter().chain(high).all(|x| x.is_finite()) => (low, high),
             space => return refuse(format!("linear_sarsa needs bounded observations, not {space}")),
         };
-        let range = low.iter().zip(high).map(|(&low, &high)| f64::from(high) - f64::from(low)).collect();
+        let range = low.iter().zip(high).map(|(l, h)| (f64::from(*h) - f64::from(*l)).max(1e-30)).collect();
         let low = low.iter().map(|&low| low.into()).collect();
         // How many features there may be: each of the waves is computed at every step.
         let (points, grids, most, weights) = match args.basis {

@@ -42,7 +42,7 @@
 //! ratios multiply, they do not add up, and those that weigh r_k are of a_{t+1} to a_k.
 //!
 //! Run `cargo run -p off_policy_pg`: 450 or more on CartPole-v1 with 15 of 15 seeds, after 200,000 steps in
-//! two seconds (there is no published number; 475 is the return at which Gymnasium registers it as solved).
+//! a second (there is no published number; 475 is the return at which Gymnasium registers it as solved).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

@@ -328,9 +328,13 @@ fn train(args: Args) -> Result<()> {
             run.episodes(global_step, &[Episode { env: 0, episodic_return, length: length.round() as u32 }])?;
         }
 
-        let max_sweeps = if args.evaluation_sweeps == 0 { usize::MAX } else { args.evaluation_sweeps };
+        let max_sweeps = if args.evaluation_sweeps == 0 { 1000 } else { args.evaluation_sweeps };
         let (sweeps, settled) = iteration.evaluate(max_sweeps.min(run.total_timesteps - global_step));
         global_step += sweeps;
+        if !settled && args.evaluation_sweeps == 0 && global_step < run.total_timesteps {
+            changes = 0; // the evaluation goes on; between its parts it can be saved and interrupted
+            continue;
+        }
         let improvement = iteration.improve();
         improvements += 1;
         changes = improvement.changes;

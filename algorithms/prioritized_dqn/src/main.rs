@@ -24,8 +24,8 @@
 //! Deviations from the paper:
 //! - DQN's targets, so that the replay is all that is new: algorithm 1 has Double DQN's (see `double_dqn`);
 //! - proportional priorities only, none by rank; of the largest weights that the paper may mean, the batch's;
-//! - vectors, not images; batches of 256, not 32; Adam, not RMSProp, with as large an ε and a step size that falls
-//!   to zero from more than DQN's, not from a quarter; for rare copies a run of 50,000 steps is too short: θ⁻
+//! - vectors, not images; batches of 256, not 32; Adam, not RMSProp, with 0.01 added to its root and a step size that
+//!   falls to zero from more than DQN's, not from a quarter; for rare copies a run of 50,000 steps is too short: θ⁻
 //!   follows θ in many small steps (Lillicrap et al. 2015, arXiv:1509.02971);
 //! - errors are squared as they are, where the paper clips them to [−1, 1] (`--clip-error`, never for p): a
 //!   clipped error pulls values to the median of their targets, which in CartPole leaves out the rare falls.
@@ -55,7 +55,7 @@ struct Args {
     /// Step size of Adam
     #[arg(long, default_value_t = 4e-3, value_parser = cli::non_negative)]
     learning_rate: f64,
-    /// Added to the root of the mean squared gradient by which Adam divides, ε
+    /// Added to the root of the mean squared gradient by which Adam divides
     #[arg(long, default_value_t = 1e-2, value_parser = cli::above_zero)]
     adam_eps: f64,
     /// Let the step size fall linearly to zero

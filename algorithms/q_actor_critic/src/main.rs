@@ -29,7 +29,7 @@
 //! truncates an episode, δ looks beyond it, at an a' that is drawn in the true last state although nothing is
 //! done there.
 //!
-//! Run `cargo run -p q_actor_critic`: 450 or more on CartPole-v1 after 300,000 steps in seven seconds (there
+//! Run `cargo run -p q_actor_critic`: 450 or more on CartPole-v1 after 300,000 steps in five seconds (there
 //! is no published number; 475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::{Context, Result};

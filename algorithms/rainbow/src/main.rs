@@ -92,10 +92,10 @@ struct Args {
     /// Returns that a distribution consists of
     #[arg(long, default_value_t = 51, value_parser = cli::positive)]
     n_atoms: usize,
-    /// The smallest of them
+    /// The smallest of them: no return should lie below (Acrobot-v1: -100)
     #[arg(long, default_value_t = 0.0, value_parser = cli::finite)]
     v_min: f64,
-    /// The largest of them
+    /// The largest of them: nor above (Acrobot-v1: 0)
     #[arg(long, default_value_t = 100.0, value_parser = cli::finite)]
     v_max: f64,
     /// Explore by noise in the parameters

@@ -36,7 +36,7 @@
 //! returns stop short. A constant is of the very episodes that it is subtracted from: a bias of order 1/N.
 //!
 //! Run `cargo run -p reinforce_baseline`: 475 (Gymnasium's threshold) or more on CartPole-v1 after 300,000
-//! steps in two seconds. Figure 13.2 of Sutton & Barto, −12.0 over episodes 901 to 1000:
+//! steps in a second. Figure 13.2 of Sutton & Barto, −12.0 over episodes 901 to 1000:
 //!
 //! ```text
 //! cargo run -p reinforce_baseline -- --env-id ShortCorridor-v0 --total-timesteps 14000 --gamma 1 \

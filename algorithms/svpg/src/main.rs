@@ -36,7 +36,7 @@
 //! episodes were the best; `--repulsion false` leaves ∇k out.
 //!
 //! Run `cargo run -p svpg`: 497 or more on CartPole-v1, with each of ten seeds, after 300,000 steps of all
-//! particles together in six seconds (475 is the return at which Gymnasium registers the task as solved).
+//! particles together in a second and a half (475 is the return at which Gymnasium registers the task as solved).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};

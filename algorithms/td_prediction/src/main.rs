@@ -334,7 +334,7 @@ struct Truth {
 
 impl Truth {
     /// v(s) = Σ_a Σ_{s',r} p(s',r|s,a) [ r + γ v(s') ] / |A|, repeated until it settles.
-    fn new(model: &TransitionModel, gamma: f64) -> Result<Self> {
+    fn new(model: &TransitionModel, num_actions: usize, gamma: f64) -> Result<Self> {
         let num_states = model.outcomes.len();
         let mut reached: Vec<bool> = model.initial.iter().map(|&probability| probability > 0.0).collect();
         let mut waiting: Vec<usize> = (0..num_states).filter(|&state| reached[state]).collect();
@@ -348,16 +348,16 @@ impl Truth {
         let states: Vec<usize> = (0..num_states).filter(|&state| reached[state]).collect();
         let mut values = vec![0.0; num_states];
         // Enough for every one that settles, and a few seconds at most for one that does not.
-        let outcomes = model.outcomes.iter().flatten().flatten().count();
-        for _ in 0..(1_000_000_000 / outcomes).min(1_000_000) {
+        for _ in 0..(1_000_000_000 / model.outcomes.iter().flatten().flatten().count()).min(1_000_000) {
             let mut largest_change: f64 = 0.0;
             for &state in &states {
-                let mut value = 0.0;
-                for outcome in model.outcomes[state].iter().flatten() {
+                let (mut value, actions) = (0.0, &model.outcomes[state]);
+                // Actions beyond the last do what it does.
+                for outcome in (0..num_actions).flat_map(|a| &actions[a.min(actions.len() - 1)]) {
                     let next_value = if outcome.terminated { 0.0 } else { values[outcome.next_state] };
                     value += outcome.probability * (outcome.reward + gamma * next_value);
                 }
-                value /= model.outcomes[state].len() as f64;
+                value /= num_actions as f64;
                 largest_change = largest_change.max((value - values[state]).abs() / value.abs().max(1.0));
                 values[state] = value;
             }
@@ -389,7 +389,7 @@ fn train(args: Args) -> Result<()> {
         ));
     };
     let (_, num_actions) = env.spec().discrete_to_discrete("td_prediction")?;
-    let truth = Truth::new(model, args.gamma)?;
+    let truth = Truth::new(model, num_actions, args.gamma)?;
     let features = Features::new(model.outcomes.len(), &truth.states, args.groups);
     let mut predictor = Predictor::new(features.n, &args);
     let mut rng = learner_rng(args.run.seed);

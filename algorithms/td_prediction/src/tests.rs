@@ -207,22 +207,28 @@ fn features_are_of_states_or_of_groups_of_neighbours() {
 
 #[test]
 fn the_truth_is_the_uniform_policys_values_where_it_acts() {
-    let truth =
-        |env_id: &str, gamma: f64| Truth::new(envs::make(env_id).unwrap().model().unwrap(), gamma).unwrap();
+    let truth = |env_id: &str, gamma: f64| {
+        let env = envs::make(env_id).unwrap();
+        let (_, num_actions) = env.spec().discrete_to_discrete("test").unwrap();
+        Truth::new(env.model().unwrap(), num_actions, gamma).unwrap()
+    };
     let five = truth("RandomWalk5-v0", 1.0);
     assert_eq!(five.states, [1, 2, 3, 4, 5]);
     assert!(five.values.iter().zip(1..).all(|(value, s)| (value - f64::from(s) / 6.0).abs() < 1e-8));
     // Figure 4.1.
     let grid = truth("Gridworld-v0", 1.0);
     assert!((grid.values[0] + 14.0).abs() < 1e-6 && grid.states.len() == 14);
+    // Left is one of ten actions in the first state, though the model lists two: −0.1 with probability 0.1.
+    let biased = truth("MaximizationBias-v0", 1.0).values;
+    assert!((biased[0] + 0.01).abs() < 1e-9 && (biased[1] + 0.1).abs() < 1e-9, "{biased:?}");
     // Discounted: v₁ = γ v₂/2, v₂ = γ (v₁ + v₃)/2, …, v₅ = (1 + γ v₄)/2.
     let v = truth("RandomWalk5-v0", 0.9).values;
     assert!((v[0] - 0.45 * v[1]).abs() < 1e-9 && (v[4] - 0.5 - 0.45 * v[3]).abs() < 1e-9);
     // For ever a reward of 1 is worth nothing finite.
     let outcome = envs::Outcome { probability: 1.0, next_state: 0, reward: 1.0, terminated: false };
     let endless = TransitionModel { outcomes: vec![vec![vec![outcome]]], initial: vec![1.0] };
-    let error = Truth::new(&endless, 1.0).err().map(|error| error.to_string()).unwrap_or_default();
-    assert!(error.starts_with("--gamma 1: ") && Truth::new(&endless, 0.9).is_ok(), "{error}");
+    let error = Truth::new(&endless, 1, 1.0).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(error.starts_with("--gamma 1: ") && Truth::new(&endless, 1, 0.9).is_ok(), "{error}");
     // The error is the root of the mean of squares.
     let features = Features::new(7, &five.states, 0);
     let predictor = Predictor::new(5, &args(&[]));
@@ -261,7 +267,7 @@ fn steps_are_what_happened() {
 fn errors(env_id: &str, flags: &[&str], episodes: usize, runs: u64) -> Vec<Vec<f64>> {
     let args = args(flags);
     let model = envs::make(env_id).unwrap().model().unwrap().clone();
-    let truth = Truth::new(&model, args.gamma).unwrap();
+    let truth = Truth::new(&model, 2, args.gamma).unwrap();
     let features = Features::new(model.outcomes.len(), &truth.states, args.groups);
     let run = |seed: u64| {
         let mut envs = VecEnv::make(env_id, 1, seed).unwrap();
@@ -325,7 +331,7 @@ fn td_and_monte_carlo_err_on_the_walk_of_five_as_in_the_book() {
 fn batches_err_as_in_the_book() {
     let runs = 400;
     let model = envs::make("RandomWalk5-v0").unwrap().model().unwrap().clone();
-    let truth = Truth::new(&model, 1.0).unwrap();
+    let truth = Truth::new(&model, 2, 1.0).unwrap();
     let features = Features::new(7, &truth.states, 0);
     for (method, published) in [
         ("batch-td", [0.1200, 0.0739, 0.0522, 0.0373]),
@@ -389,7 +395,7 @@ fn something_in_between_is_best_on_the_walk_of_nineteen_as_in_the_book() {
 #[test]
 fn groups_of_states_predict_a_staircase() {
     let model = envs::make("RandomWalk1000-v0").unwrap().model().unwrap().clone();
-    let truth = Truth::new(&model, 1.0).unwrap();
+    let truth = Truth::new(&model, 2, 1.0).unwrap();
     let features = Features::new(1002, &truth.states, 10);
     let flags = ["--initial-value=0", "--groups=10", "--method=monte-carlo", "--learning-rate=2e-4"];
     let mut predictor = Predictor::new(10, &args(&flags));
