@@ -214,8 +214,8 @@ impl Run {
     /// iteration of the training loop with every such thing:
     ///
     /// - the first call of a resumed run loads them from the checkpoint, cuts off what was recorded after
-    ///   it and writes the configuration, in which flags may have changed what is in
-    ///   [`CHANGEABLE`], and step sizes;
+    ///   it and writes the configuration, in which flags may have changed how long it is,
+    ///   how it is watched, and step sizes;
     /// - the first call of a new run saves them, and later calls do when a minute has passed since, or
     ///   a hundred times as long as saving took, whichever is longer; with `--checkpoint-every`, when that
     ///   many steps have passed, or never. What cannot be saved is said on the console, and the run goes on without
