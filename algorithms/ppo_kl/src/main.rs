@@ -31,7 +31,7 @@
 //! ```
 //!
 //! Deviations from the paper are ppo's (Huang et al. 2022, "The 37 implementation details of proximal policy
-//! optimization"): networks (two, as in its tasks) are initialised orthogonally; an entropy bonus; advantages
+//! optimization"): networks are initialised orthogonally; an entropy bonus; advantages
 //! are normalised in each minibatch, gradients clipped; Adam's step size falls to zero, its ε is 1e-5; and, our
 //! own, δ_t looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!

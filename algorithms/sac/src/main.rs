@@ -257,13 +257,14 @@ impl Sac {
             action_scale: Tensor::from_slice(action_scale, (1, action_dim), &device)?,
         };
         let vb = VarBuilder::from_varmap(&temperature, DType::F32, &device);
+        let log_alpha = Init::Const(if args.autotune { 0.0 } else { args.alpha.ln() as f32 });
         let (critics, target_critics) = (twins(&critic_parameters)?, twins(&target_parameters)?);
         copy_parameters(&target_parameters, &critic_parameters)?;
         Ok(Self {
             actor,
             critics,
             target_critics,
-            log_alpha: vb.get_with_hints((), "log_alpha", Init::Const(0.0))?,
+            log_alpha: vb.get_with_hints((), "log_alpha", log_alpha)?,
             actor_optimizer: Adam::new(&actor_parameters, args.policy_lr)?,
             critic_optimizer: Adam::new(&critic_parameters, args.q_lr)?,
             temperature_optimizer: Adam::new(&temperature, args.q_lr)?,
@@ -280,8 +281,7 @@ impl Sac {
 
     /// α, what a unit of entropy is worth.
     fn alpha(&self) -> Result<f64> {
-        let learned = f64::from(self.log_alpha.to_scalar::<f32>()?).exp();
-        Ok(if self.args.autotune { learned } else { self.args.alpha })
+        Ok(f64::from(self.log_alpha.to_scalar::<f32>()?).exp())
     }
 
     /// ε ~ N(0, I), `[rows, action_dim]`.
