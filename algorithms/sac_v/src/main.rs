@@ -27,8 +27,8 @@
 //! end; the step size of critics and values is 1e-3 (there 3e-4), as in `sac`; ln σ is kept within [-5, 2] by
 //! tanh instead of clipped to [-20, 2]; the first learning_starts actions are uniformly random, as in that program.
 //!
-//! Run `cargo run -p sac_v -- --hidden-size 64`: -158 to -151 on Pendulum-v1 after 30,000 steps in forty
-//! seconds (-157 is what the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
+//! Run `cargo run -p sac_v -- --hidden-size 64`: -158 to -151 on Pendulum-v1 after 30,000 steps in half a
+//! minute (-157 is what the trained SAC of RL Baselines3 Zoo reaches: its benchmark.md).
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
