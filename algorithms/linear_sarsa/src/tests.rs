@@ -188,6 +188,21 @@ fn cosines_and_gaussians_are_the_formulas() {
 }
 
 #[test]
+fn an_observation_that_never_changes_has_one_state_of_each_basis() {
+    let spec = envs::make("ShortCorridor-v0").unwrap().spec().clone();
+    for (basis, wanted) in [
+        ("tiles", (0..8).map(|tiling| (tiling * 9, 1.0)).collect::<Active>()),
+        // cos(0) / √c
+        ("fourier", vec![(0, 1.0), (1, 1.0), (2, 1.0 / 2f64.sqrt()), (3, 1.0 / 3f64.sqrt())]),
+        // exp(−c² / 2)
+        ("radial", (0..4).map(|c| (c, (-((c * c) as f64) / 2.0).exp())).collect()),
+    ] {
+        let features = Features::new(&spec, &args(&["--basis", basis, "--order=3"])).unwrap();
+        assert_eq!(features.of(&[1.0])[0], wanted, "{basis}");
+    }
+}
+
+#[test]
 fn values_are_the_best_actions_on_a_grid_of_the_states() {
     let features = mountain_car(&["--basis=radial", "--order=2"]);
     let mut sarsa = Sarsa::new(27, 0.1, &features.args);

@@ -232,3 +232,16 @@ fn pinned_run_that_is_cut_off() {
         train,
     );
 }
+
+/// Evaluations of more sweeps than a run makes between two checkpoints: going up beside the cliff for
+/// ever is worth −1/(1 − γ) = −1000, of which a sweep closes a thousandth.
+#[test]
+fn pinned_run_of_a_long_evaluation() {
+    let args = ["--env-id=CliffWalking-v1", "--gamma=0.999", "--theta=1e-3", "--initial-action=0"];
+    regression::pinned(
+        env!("CARGO_MANIFEST_DIR"),
+        "long_evaluation",
+        &[&args[..], &["--eval-episodes=3"]].concat(),
+        train,
+    );
+}

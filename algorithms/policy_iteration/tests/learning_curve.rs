@@ -17,6 +17,10 @@ fn a_killed_run_resumes_exactly() {
     // A sweep, an improvement and a checkpoint in turn, some hundreds of times.
     let args = ["--env-id", "FrozenLake8x8-v1", "--evaluation-sweeps", "1", "--checkpoint-every", "1"];
     regression::resumes(POLICY_ITERATION, &[&args[..], &["--eval-episodes", "3"]].concat());
+    // Within an evaluation of thousands of sweeps.
+    let args = ["--env-id", "CliffWalking-v1", "--gamma", "0.999", "--initial-action", "0"];
+    let often = ["--checkpoint-every", "1", "--eval-episodes", "3"];
+    regression::resumes(POLICY_ITERATION, &[&args[..], &often].concat());
 }
 
 #[test]
