@@ -39,12 +39,13 @@
 //! keeps a row or two away from the edge (−17): each table has to learn of the cliff by itself.
 //!
 //! ```text
-//! --env-id Taxi-v4 --total-timesteps 500000                              about 7.9, the optimum
+//! --env-id Taxi-v4 --total-timesteps 500000                              about 7.93, the optimum
 //! --env-id FrozenLake-v1 --total-timesteps 200000 --gamma 0.99 --start-e 1 --learning-rate 0.05
 //!                                                                        about 0.74, the optimum
 //! ```
 //!
-//! On slippery ground a small α is needed: the last few steps alone are a poor average.
+//! Both optima are computed from the models, as `value_iteration` does. On slippery ground a small α is
+//! needed: the last few steps alone are a poor average.
 //!
 //! What the largest of noisy estimates does to a choice is shown by example 6.7, figure 6.5 of the book:
 //!
