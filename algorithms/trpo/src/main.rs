@@ -8,35 +8,35 @@
 //!
 //! ```text
 //! maximise_θ  L(θ) = E[ π_θ(a|s) / π_θ_old(a|s) Â ]   subject to   E[ KL(π_θ_old(·|s) ‖ π_θ(·|s)) ] ≤ δ
+//! π_θ(·|s)    a softmax, or a Gaussian Π_j N( a_j ; μ_θ(s)_j , σ_j² ) whose spread σ is a parameter
 //!
 //! g = ∇L(θ_old),  F = ∇² E[ KL ] at θ_old, the Fisher matrix   near θ_old: L ≈ gᵀ Δθ, KL ≈ ½ Δθᵀ F Δθ
-//! x ≈ (F + c I)⁻¹ g                          by conjugate gradient
-//! θ = θ_old + βᵏ √(2 δ / xᵀ (F + c I) x) x   by the first k = 0, 1, … for which E[ KL ] < δ and
-//!                                            L(θ) > L(θ_old); where there is none, θ = θ_old
+//! x ≈ (F + c I)⁻¹ g by conjugate gradient,   θ = θ_old + βᵏ √(2 δ / xᵀ (F + c I) x) x by the first
+//! k = 0, 1, … for which E[ KL ] < δ and L(θ) > L(θ_old); where there is none, θ = θ_old
+//!
+//! δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)              the critic V minimises E[ (V(s) − R̂)² ]
+//! Â_t = δ_t + γ λ (1 − done_t) Â_{t+1},   R̂_t = Â_t + V(s_t)                 done: terminated or truncated
 //! ```
 //!
-//! Conjugate gradient only asks for products F v. Candle has no second derivatives through fused layers, but
-//! none are needed: where the KL divergence is 0 its Hessian is all Gauss-Newton, F = E[ Jᵀ M J ], with J
-//! the derivatives of the distribution's parameters by θ and M their own Fisher matrix: diag(p) − p pᵀ for
-//! the logits of a softmax, 1/σ² for the means of a Gaussian, 2 for its ln σ. J v is a tangent that goes
-//! forward beside the activations, and Jᵀ is one backward pass.
+//! Conjugate gradient only asks for products F v, and needs no second derivatives for them: where the KL
+//! divergence is 0 its Hessian is all Gauss-Newton, F = E[ Jᵀ M J ], with J the derivatives of logits, or of μ
+//! and ln σ, by θ and M their own Fisher matrix. J v is a tangent that goes forward, Jᵀ one backward pass.
 //!
-//! Deviations from the paper: Â is a generalised advantage estimate (Schulman et al. 2015, arXiv:1506.02438),
-//! normalised, F is damped and of the whole batch (there of a tenth), as in the authors' program (modular_rl);
-//! a critic that learns by Adam and β = 0.8 are sb3-contrib's; Â looks beyond time limits (Pardo et al. 2018,
-//! arXiv:1712.00378). As in the paper, no running statistics scale observations.
+//! Deviations from the paper: Â is a generalised advantage estimate (arXiv:1506.02438), normalised, and F damped
+//! and of the whole batch (there of a tenth), as in the authors' program (modular_rl); the critic's Adam and
+//! β = 0.8 are sb3-contrib's; Â looks beyond time limits (arXiv:1712.00378). No statistics scale observations.
 //!
-//! Run `cargo run -p trpo`: 475 (Gymnasium's threshold) or more on CartPole-v1, 100,000 steps, five seconds.
+//! Run `cargo run -p trpo`: 475 (Gymnasium's threshold) or more on CartPole-v1, 100,000 steps, five seconds. On
+//! MuJoCo: `-- --config algorithms/trpo/configs/Hopper-v5.toml`, or HalfCheetah, Walker2d, InvertedPendulum.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, Space, VecEnv, learner_rng};
+use common::envs::{Rng, Space, Spec, VecEnv, learner_rng};
 use common::nn::{Adam, Categorical, Init, Linear, VarBuilder, VarMap, linear_orthogonal, matmul};
 use common::{Run, cli, cli::RunArgs};
 use serde::Serialize;
-use std::f64::consts::{SQRT_2, TAU};
-use std::process::ExitCode;
+use std::{f64::consts::SQRT_2, f64::consts::TAU, process::ExitCode};
 
 /// Trust region policy optimisation, for discrete and for continuous actions
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -136,11 +136,10 @@ impl Policy {
     /// a ~ π_θ(·|s)
     fn sample(&self, rng: &mut Rng) -> Result<Tensor> {
         let Some(log_std) = &self.log_std else { return Ok(Categorical::new(&self.outputs)?.sample(rng)?) };
-        let mean = &self.outputs;
-        let noise = Init::Randn { mean: 0.0, stdev: 1.0 }.tensor(mean.dims(), rng, mean.device())?;
+        let noise = Init::Randn { mean: 0.0, stdev: 1.0 }.tensor(log_std.dims(), rng, log_std.device())?;
         // a = μ + σ ε,   ε ~ N(0, I)
         // Easy to miss and fatal: with a gradient through a, ln π_θ(a|s) would not change with μ at all.
-        Ok((mean + (log_std.exp()? * noise)?)?.detach())
+        Ok((&self.outputs + (log_std.exp()? * noise)?)?.detach())
     }
 
     /// ln π_θ(a|s), `[batch]`.
@@ -218,8 +217,7 @@ struct Trpo {
     theta: Networks, // θ
     v: Networks,     // v of a product F v; the critic's part of it is 0
     critic_optimizer: Adam,
-    observation_dim: usize,
-    action_space: Space,
+    spec: Spec, // of the environments
     args: Args,
     device: Device,
 }
@@ -227,10 +225,9 @@ struct Trpo {
 impl Trpo {
     fn new(envs: &VecEnv, hidden_size: usize, args: &Args) -> Result<Self> {
         let (spec, device) = (envs.spec(), args.run.device()?);
-        let ((observation_dim, outputs), discrete) = match spec.action_space {
-            Space::Discrete { .. } => (spec.box_to_discrete("trpo")?, true),
-            _ => (spec.box_to_box("trpo")?, false),
-        };
+        let discrete = matches!(spec.action_space, Space::Discrete { .. });
+        let (observation_dim, outputs) =
+            if discrete { spec.box_to_discrete("trpo")? } else { spec.box_to_box("trpo")? };
         let networks = || -> Result<Networks> {
             let parameters = VarMap::new(args.run.seed);
             let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
@@ -247,8 +244,7 @@ impl Trpo {
             critic_optimizer: Adam::new(&theta.parameters, args.learning_rate)?,
             theta,
             v,
-            observation_dim,
-            action_space: spec.action_space.clone(),
+            spec: spec.clone(),
             args: args.clone(),
             device,
         })
@@ -256,7 +252,7 @@ impl Trpo {
 
     /// Observations as `[batch, observation_dim]`.
     fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(observations, ((), self.observation_dim), &self.device)?)
+        Ok(Tensor::from_slice(observations, ((), self.spec.observation_space.size()), &self.device)?)
     }
 
     /// π_θ(·|s) for observations `[batch, observation_dim]`.
@@ -271,10 +267,16 @@ impl Trpo {
         Ok(Policy { outputs: z.broadcast_sub(&z.exp()?.sum_keepdim(1)?.log()?)?, log_std: None })
     }
 
+    /// The most probable action for each observation, shaped like drawn ones. A Gaussian's is its mean.
+    fn act_greedily(&self, observations: &[f32]) -> Result<Tensor> {
+        let outputs = self.theta.actor.forward(&self.tensor(observations)?)?;
+        Ok(if self.theta.log_std.is_none() { outputs.argmax(1)? } else { outputs })
+    }
+
     /// Continuous actions within their bounds, `[batch, action_dim]`.
     fn clipped(&self, actions: &Tensor) -> Result<Vec<f32>> {
         let mut actions = actions.flatten_all()?.to_vec1()?;
-        self.action_space.clip(&mut actions);
+        self.spec.action_space.clip(&mut actions);
         Ok(actions)
     }
 
@@ -366,8 +368,7 @@ impl Trpo {
         let x = self.natural_gradient(states, &g)?;
         // √(2 δ / xᵀ (F + c I) x)
         let step = (2.0 * self.args.target_kl / dot(&x, &self.fisher_vector_product(states, &x)?)).sqrt();
-        let old_surrogate = old_surrogate.to_scalar::<f32>()?;
-        let mut step_fraction = 1.0; // βᵏ
+        let (old_surrogate, mut step_fraction) = (old_surrogate.to_scalar::<f32>()?, 1.0); // L(θ_old), βᵏ
         for _ in 0..self.args.line_search_max_iter {
             self.theta.parameters.set_values(&plus(&old_values, step_fraction * step, &x))?;
             let new = self.policy(states)?;
@@ -438,10 +439,9 @@ fn train(args: Args) -> Result<()> {
     }
 
     run.save_or_load_model(&mut trpo.theta.parameters)?;
-    let outputs = |states: &[f32]| trpo.theta.actor.forward(&trpo.tensor(states)?); // a mean is most probable
     match trpo.theta.log_std {
-        None => run.evaluate(|states| Ok(outputs(states)?.argmax(1)?.to_vec1::<u32>()?))?,
-        Some(_) => run.evaluate(|states| trpo.clipped(&outputs(states)?))?,
+        None => run.evaluate(|observations| Ok(trpo.act_greedily(observations)?.to_vec1::<u32>()?))?,
+        Some(_) => run.evaluate(|observations| trpo.clipped(&trpo.act_greedily(observations)?))?,
     };
     Ok(())
 }

@@ -357,6 +357,33 @@ fn a_softmax_is_its_formula() {
     }
 }
 
+/// Of a softmax the index of the largest logit; of a Gaussian the mean, and what is taken lies within the bounds.
+#[test]
+fn the_greedy_action_is_the_most_probable() {
+    let states = normal(3 * 100, 5);
+    let trpo = learner(both_spaces()[0].clone(), &[]);
+    let greedy: Vec<u32> = trpo.act_greedily(&states).unwrap().to_vec1().unwrap();
+    let logits = floats(&trpo.theta.actor.forward(&trpo.tensor(&states).unwrap()).unwrap());
+    for (action, logits) in greedy.iter().zip(logits.chunks(3)) {
+        assert!(logits.iter().all(|logit| *logit <= logits[*action as usize]));
+    }
+    assert!(greedy.iter().any(|action| *action != greedy[0]));
+
+    let trpo = learner(both_spaces()[1].clone(), &[]);
+    let greedy = trpo.act_greedily(&states).unwrap();
+    let policy = trpo.policy(&trpo.tensor(&states).unwrap()).unwrap();
+    assert_eq!((greedy.dims(), floats(&greedy)), (&[100, 2][..], floats(&policy.outputs)));
+    // No other action has a larger density.
+    let best = floats(&policy.log_prob(&greedy).unwrap());
+    let others = floats(&policy.log_prob(&policy.sample(&mut rng(1, 0)).unwrap()).unwrap());
+    assert!(best.iter().zip(&others).all(|(best, other)| best > other));
+    let taken = trpo.clipped(&greedy).unwrap();
+    for (i, (taken, mean)) in taken.iter().zip(floats(&greedy)).enumerate() {
+        assert_eq!(*taken, if i % 2 == 0 { mean.clamp(-0.5, 1.0) } else { mean.clamp(-1.0, 0.25) });
+    }
+    assert!(taken != floats(&greedy));
+}
+
 #[test]
 fn the_rollout_holds_what_happened() {
     for space in both_spaces() {
