@@ -432,6 +432,31 @@ impl Numbers {
     }
 }
 
+/// A picture that there is.
+pub struct Picture {
+    /// `results/figures/NAME.png`.
+    pub name: String,
+    /// What stands above it.
+    pub title: String,
+    /// The packages whose runs it shows.
+    pub programs: BTreeSet<String>,
+}
+
+/// The project's figures that are drawn in `results`, in their order.
+///
+/// # Errors
+/// A file that describes no figures.
+pub fn pictures(results: &Path) -> Result<Vec<Picture>> {
+    let mut all = read(&root().join("tests/figures.toml"))?;
+    all.retain(|figure| results.join("figures").join(format!("{}.png", figure.name)).exists());
+    let picture = |Figure { name, title, line, .. }| Picture {
+        name,
+        title,
+        programs: line.into_iter().map(|line| line.program).collect(),
+    };
+    Ok(all.into_iter().map(picture).collect())
+}
+
 /// The figures in a file.
 fn read(path: &Path) -> Result<Vec<Figure>> {
     let shown = path.display();
@@ -910,6 +935,7 @@ fn measure(metric: &str, last: usize, rows: Option<(usize, usize)>) -> Measure {
     Measure {
         metric: metric.to_string(),
         last,
+        what: String::new(),
         rows,
         direction: Direction::Max,
         tolerance: 0.0,

@@ -66,6 +66,8 @@ pub struct Measure {
     pub metric: String,
     /// The mean of how many of the last ones.
     pub last: usize,
+    /// What that is, in words; empty where the metric says it.
+    pub what: String,
     /// The mean of these instead, first and last, counted from 1.
     pub rows: Option<(usize, usize)>,
     /// Which numbers are good.
@@ -106,6 +108,7 @@ pub fn entries(tier: Tier) -> Result<Vec<Entry>> {
             let measure = Measure {
                 metric: entry.metric,
                 last: entry.last,
+                what: entry.what,
                 rows: None,
                 direction: entry.direction,
                 tolerance: entry.tolerance,

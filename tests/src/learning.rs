@@ -619,6 +619,7 @@ mod tests {
             variant: None,
             seeds: vec![1, 2, 3],
             metric: "eval/episodic_return".into(),
+            what: String::new(),
             last: 1,
             direction,
             threshold: Some(threshold),

@@ -4,6 +4,7 @@
 
 use crate::curves;
 use crate::digest::source_digest;
+use crate::figures::{Picture, pictures};
 use crate::jobs::{self, Entry, Measure, Tier};
 use crate::result::{RunResult, read_all, round};
 use crate::runner::default_results;
@@ -201,7 +202,7 @@ impl Row {
     /// `mean ± standard deviation` of the measure with this index; one seed has no deviation.
     fn result(&self, index: usize) -> String {
         let values = self.values(index);
-        let decimals = decimals(mean(&values));
+        let decimals = decimals(mean(&values)).max(self.entry.measures[index].decimals());
         let mut text = format!("{:.decimals$}", mean(&values));
         if values.len() > 1 {
             text += &format!(" ± {:.decimals$}", variance(&values).sqrt());
@@ -217,6 +218,13 @@ impl Row {
         let sps = mean(&self.seeds.iter().map(|seed| seed.sps).collect::<Vec<_>>());
         // The clock does not know more than three digits.
         thousands(format!("{sps:.2e}").parse::<f64>().unwrap_or(sps).round() as usize)
+    }
+}
+
+impl Measure {
+    /// Decimals by which one sees whether a number that is to be met is met.
+    fn decimals(&self) -> usize {
+        if self.tolerance > 0.0 { (-self.tolerance.log10()).ceil().max(0.0) as usize } else { 0 }
     }
 }
 
@@ -246,12 +254,12 @@ fn thousands(number: usize) -> String {
 /// What a gate demands of the median.
 fn reference(measure: &Measure) -> String {
     let Some(reference) = &measure.reference else { return "–".into() };
-    let sign = match measure.direction {
-        Direction::Max => "≥",
-        Direction::Min => "≤",
-        Direction::Equal => "=",
-    };
-    format!("{sign} {}", reference.value)
+    match measure.direction {
+        Direction::Max => format!("≥ {}", reference.value),
+        Direction::Min => format!("≤ {}", reference.value),
+        Direction::Equal if measure.tolerance == 0.0 => format!("= {}", reference.value),
+        Direction::Equal => format!("= {} ± {}", reference.value, measure.tolerance),
+    }
 }
 
 /// What a measure is, in brackets; nothing for what most measures are.
@@ -266,6 +274,7 @@ fn other_than_evaluation(row: &Row, measure: &Measure) -> String {
 /// What a measure is, in words.
 fn describe(row: &Row, measure: &Measure) -> String {
     match (measure.metric.as_str(), measure.last) {
+        _ if !measure.what.is_empty() => measure.what.clone(),
         ("eval/episodic_return", 1) if row.episodes() == EPISODES => "evaluation".into(),
         ("eval/episodic_return", 1) => format!("evaluation, {} episodes", thousands(row.episodes())),
         ("charts/episodic_return", 1) => "return".into(),
@@ -304,7 +313,9 @@ fn environment(entry: &Entry) -> String {
 
 /// What the tables' last columns are.
 const SECONDS: &str = "Seconds: training time of one seed, on one thread (`a3c`, `async_q`, `d4pg`, `es`, `gorila`, \
-                       `impala`: of all their workers' threads), beside as many runs as there are cores.";
+                       `impala`: of all their workers' threads), while every core trains a run. Not all runs are of the \
+                       same sources, nor was the machine always otherwise idle: what compares speed is \
+                       `regression speed`.";
 
 /// `results/README.md`: a table for each family.
 fn overview(rows: &[Row]) -> Result<String> {
@@ -314,7 +325,7 @@ fn overview(rows: &[Row]) -> Result<String> {
         "# Results\n\n\
          Written by `cargo run -p regression -- report` from the files in [runs](runs), one a seed, which \
          `cargo run -p regression -- run` makes. Each algorithm has a page with its curves, the sources of what it \
-         is compared with, its flags and its deviations from the paper.\n\n\
+         is compared with, its flags and its deviations from the paper; [figures](figures/README.md) show more.\n\n\
          Result: mean ± standard deviation over seeds of the evaluation after training (mean return of \
          {EPISODES} episodes unless it says otherwise) or, where it says so, of another measure, such as the training return, exploration included, \
          over the last episodes (in a short run of long episodes, most of it). Compared with: what the learning \
@@ -368,7 +379,7 @@ fn number(reference: &Reference) -> String {
 const WRITTEN: &str = "<!-- written by `cargo run -p regression -- report` -->\n";
 
 /// `results/NAME.md`.
-fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
+fn page(algorithm: &str, rows: &[&Row], pictures: &[Picture]) -> Result<String> {
     let header = header(algorithm)?;
     let mut page = format!(
         "{WRITTEN}# {}\n\n[algorithms/{algorithm}/src/main.rs](../algorithms/{algorithm}/src/main.rs) · \
@@ -425,6 +436,14 @@ fn page(algorithm: &str, rows: &[&Row]) -> Result<String> {
             page += &format!("<img src=\"curves/{tier}/{name}.png\" width=\"420\" alt=\"{alt}\">\n");
         }
     }
+    let of_it: Vec<&Picture> =
+        pictures.iter().filter(|picture| picture.programs.contains(algorithm)).collect();
+    if !of_it.is_empty() {
+        page += "\n## Figures\n\nWhat they show is said [beside all figures](figures/README.md).\n\n";
+    }
+    for Picture { name, title, .. } in of_it {
+        page += &format!("<img src=\"figures/{name}.png\" width=\"420\" alt=\"{title}\">\n");
+    }
     Ok(page)
 }
 
@@ -452,7 +471,7 @@ fn line(row: &Row, index: usize, measure: &Measure, notes: &mut Vec<String>) -> 
                 note(measure.floor_reason.clone())
             };
             let (median, worst) = (median(&values), worst(&values, measure));
-            let decimals = decimals(median);
+            let decimals = decimals(median).max(measure.decimals());
             format!("{median:.decimals$} | {}{of} | {worst:.decimals$} | {floor}{reason}", reference(measure))
         }
         Tier::Benchmark | Tier::Figure => {
@@ -488,10 +507,11 @@ fn worst(values: &[f64], measure: &Measure) -> f64 {
 
 /// Writes a page for each algorithm and removes those of algorithms that have no results any more.
 fn write_pages(results: &Path, rows: &[Row]) -> Result<()> {
+    let pictures = pictures(results)?;
     let mut written = BTreeSet::new();
     for (algorithm, rows) in by_family(rows).into_iter().flat_map(|(_, algorithms)| algorithms) {
         let file = format!("{algorithm}.md");
-        write_atomically(&results.join(&file), page(algorithm, &rows)?.as_bytes())?;
+        write_atomically(&results.join(&file), page(algorithm, &rows, &pictures)?.as_bytes())?;
         written.insert(file);
     }
     for item in fs::read_dir(results)? {
@@ -623,6 +643,34 @@ mod tests {
         assert_eq!(thousands(999), "999");
         assert_eq!(thousands(1_000_000), "1,000,000");
         assert_eq!([decimals(9583.2), decimals(-146.3), decimals(-8.1), decimals(0.74)], [0, 1, 2, 3]);
+    }
+
+    #[test]
+    fn what_is_to_be_met_is_shown_as_closely_as_it_is_checked() {
+        let car_rental = entry_of("policy_iteration", "CarRental-v0");
+        assert_eq!(reference(&car_rental.measures[0]), "= 574.95 ± 0.01");
+        let row = Row { entry: car_rental, seeds: Vec::new() };
+        assert_eq!(row.entry.measures[0].decimals(), 2);
+        assert_eq!(describe(&row, &row.entry.measures[0]), "value of the start");
+        let exact = entry_of("q_learning", "FrozenLake-v1-deterministic").measures.remove(0);
+        assert_eq!((reference(&exact).as_str(), exact.decimals()), ("= 1", 0));
+    }
+
+    fn entry_of(algorithm: &str, env_id: &str) -> Entry {
+        let all = jobs::entries(Tier::Test).unwrap();
+        all.into_iter().find(|entry| entry.algorithm == algorithm && entry.env_id == env_id).unwrap()
+    }
+
+    #[test]
+    fn a_page_shows_the_figures_of_its_programs() {
+        let of = |program: &str| Picture {
+            name: format!("picture_of_{program}"),
+            title: "A title".into(),
+            programs: BTreeSet::from([program.to_string()]),
+        };
+        let page = page("dyna_q", &[], &[of("dyna_q"), of("ppo")]).unwrap();
+        let picture = "<img src=\"figures/picture_of_dyna_q.png\" width=\"420\" alt=\"A title\">";
+        assert!(page.contains(picture) && !page.contains("picture_of_ppo"), "{page}");
     }
 
     #[test]

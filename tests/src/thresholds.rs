@@ -86,6 +86,9 @@ pub struct Entry {
     /// The mean of how many of the last such rows is the result of a seed.
     #[serde(default = "one")]
     pub last: usize,
+    /// What that is, for the tables [default: the metric, or what is known of it].
+    #[serde(default)]
+    pub what: String,
     /// Whether more or less is better, or the number must be met to within `tolerance`.
     #[serde(default)]
     pub direction: Direction,

@@ -198,9 +198,10 @@ times as fast is the ratio of the medians. Everything has one thread unless it s
   an update cannot do without: forward, each weight's gradient, and each input's but the first's.
 - Training: what is timed is the training loop: of PlainRL's program without its final evaluation,
   of the peers `learn()` after one warm-up `learn()`, without imports and compilation. Steps before
-  learning starts are not counted. Where PPO or DQN has the goal in terms of Stable-Baselines3's PPO,
-  that is the first PPO row's, as a gauge of the machine. SAC for discrete actions, which neither
-  library has, is beside a script in PyTorch after CleanRL's form
+  learning starts are not counted. A gauge does not do the row's work: it is Stable-Baselines3's PPO of
+  the row 4 × 128, which says how fast the machine is. The goals beside it are four times what the
+  Rust library ModuRL made of that work on a machine gauged alike. SAC for discrete actions, which
+  neither library has, is beside a script in PyTorch after CleanRL's form
   ([tests/peers/train_torch.py](../tests/peers/train_torch.py)).
 - Planning and learned models: [mbrl-lib](../tests/peers/mbrl_lib.py)'s own classes with the same
   sizes and counts, installed by `python -m pip install --no-deps -r tests/peers/mbrl.txt`; steps are
