@@ -128,6 +128,7 @@ impl Run {
         if run_args.capture_video && run_args.env_id.starts_with("gym:") {
             return invalid(format!("--capture-video: {} cannot be drawn", run_args.env_id));
         }
+        run_args.device()?; // refused here for algorithms without tensors too
         let name = run_args.exp_name.as_deref().unwrap_or(algorithm);
         let existing = run_args.resume.as_ref().or(run_args.eval_only.as_ref());
         let resuming = run_args.resume.is_some();

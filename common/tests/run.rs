@@ -260,6 +260,18 @@ fn a_film_of_what_cannot_be_drawn_is_refused_at_once() {
     assert!(error.is::<InvalidInput>() && !dir.exists());
 }
 
+/// Algorithms that have no tensors do not open a device themselves.
+#[test]
+#[cfg(not(feature = "metal"))]
+fn a_device_that_is_not_there_is_refused_at_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let dir = scratch.path().join("run");
+    let error = start_with(&["--device=metal", &format!("--run-dir={}", dir.display())]);
+    let error = error.err().expect("built without it");
+    assert!(error.to_string().starts_with("--device metal: cannot be opened"), "{error:#}");
+    assert!(error.is::<InvalidInput>() && !dir.exists());
+}
+
 /// A flag that its checkpoint is shaped by cannot be given another value.
 #[test]
 fn a_resumed_run_keeps_its_seed() {

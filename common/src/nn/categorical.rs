@@ -1,6 +1,6 @@
 //! The categorical distribution over discrete actions, with fused gradients.
 
-use super::dense::slice;
+use super::simd::slice;
 use candle_core::{CpuStorage, CustomOp1, D, Layout, Result, Shape, Tensor, bail};
 use envs::Rng;
 use rand::RngExt;

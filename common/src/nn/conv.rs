@@ -18,7 +18,7 @@
 //! convolutions trained there can be loaded. (A dense layer after the flattened output sees the
 //! channels of one pixel side by side, not the pixels of one channel: its columns are permuted.)
 
-use super::dense::slice;
+use super::simd::slice;
 use super::gradients::of_parameter;
 use super::product::{Matrix, add_product, product};
 use super::{Activation, Init, VarBuilder, simd};

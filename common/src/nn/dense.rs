@@ -8,6 +8,7 @@
 
 use super::gradients::of_parameter;
 use super::product::{Matrix, add_product, product};
+use super::simd::slice;
 use super::{Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Storage, Tensor, bail};
 
@@ -330,14 +331,5 @@ impl CustomOp2 for InputGradient {
         let (g, weight) = (slice(g, g_layout)?, slice(weight, weight_layout)?);
         let out = product(batch, in_dim, out_dim, Matrix::rows(g, out_dim), Matrix::rows(weight, in_dim));
         Ok((CpuStorage::F32(out), (batch, in_dim).into()))
-    }
-}
-
-/// The values of a contiguous f32 tensor.
-pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match (storage, layout.contiguous_offsets()) {
-        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
-        (CpuStorage::F32(_), None) => bail!("a fused layer wants contiguous tensors, got {layout:?}"),
-        _ => bail!("a fused layer wants f32 tensors"),
     }
 }

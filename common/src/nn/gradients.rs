@@ -85,7 +85,7 @@ pub(super) fn global_norm(grads: &[Option<Tensor>]) -> Result<f64> {
         let (storage, layout) = grad.storage_and_layout();
         sum += match &*storage {
             candle_core::Storage::Cpu(storage) => {
-                let g = super::dense::slice(storage, layout)?;
+                let g = simd::slice(storage, layout)?;
                 f64::from(simd::sum(g, |g| g * g))
             }
             _ => f64::from(grad.sqr()?.sum_all()?.to_scalar::<f32>()?),
@@ -147,7 +147,7 @@ impl<F: FnMut(&mut [f32], &[f32])> InplaceOp2 for Pass<F> {
     ) -> Result<()> {
         let CpuStorage::F32(p) = p else { bail!("optimisers want f32 parameters") };
         let (start, end) = (p_layout.start_offset(), p_layout.start_offset() + p_layout.shape().elem_count());
-        let g = super::dense::slice(g, g_layout)?;
+        let g = simd::slice(g, g_layout)?;
         (self.0.borrow_mut())(&mut p[start..end], g);
         Ok(())
     }

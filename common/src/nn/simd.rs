@@ -1,5 +1,16 @@
 //! Loops over slices, compiled for the widest vectors that the CPU at hand has.
 
+use candle_core::{CpuStorage, Layout, Result, bail};
+
+/// The values of a contiguous f32 tensor.
+pub(super) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+    match (storage, layout.contiguous_offsets()) {
+        (CpuStorage::F32(values), Some((start, end))) => Ok(&values[start..end]),
+        (CpuStorage::F32(_), None) => bail!("a fused layer wants contiguous tensors, got {layout:?}"),
+        _ => bail!("a fused layer wants f32 tensors"),
+    }
+}
+
 /// Runs `operation` compiled for the CPU's best instruction set. The closure must be
 /// `#[inline(always)]`, or its body is not compiled with those instructions.
 #[inline(always)]
