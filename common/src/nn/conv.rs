@@ -18,9 +18,9 @@
 //! convolutions trained there can be loaded. (A dense layer after the flattened output sees the
 //! channels of one pixel side by side, not the pixels of one channel: its columns are permuted.)
 
-use super::simd::slice;
 use super::gradients::of_parameter;
 use super::product::{Matrix, add_product, product};
+use super::simd::slice;
 use super::{Activation, Init, VarBuilder, simd};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
