@@ -33,6 +33,7 @@ fn refuses_bad_input() {
     refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
     refuses(&["--control-variate", "some"], &["'some'", "--control-variate", "conservative"]);
     let one_step = ["--num-envs=1", "--num-steps=1", "--variance-every=1"];
-    refuses(&one_step, &["--variance-every", "at least 2 steps"]);
+    refuses(&one_step, &["--num-envs 1", "--num-steps 1", "--variance-every", "two steps or more"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--gae-lambda", "2"], &["'2'", "--gae-lambda", "0 to 1"]);
 }
