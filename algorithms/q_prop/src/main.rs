@@ -375,7 +375,7 @@ fn train(args: Args) -> Result<()> {
     let Args { num_envs, num_steps, .. } = args;
     let rollout_size = num_envs.saturating_mul(num_steps);
     if rollout_size > 100_000_000 {
-        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: at most 1e8 steps in all"));
+        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: together at most 1e8 steps"));
     }
     if args.variance_every > 0 && rollout_size < 2 {
         return invalid("--num-envs 1 --num-steps 1: --variance-every needs two steps or more");
