@@ -17,9 +17,10 @@
 //! ```
 //!
 //! Deviations from the paper: 5 members, 3 elites, of two ReLU layers of 64 (7, 5, four SiLU layers of 200:
-//! `--silu`) without weight decay; fixed k; as many updates in a fit as steps between two (no holdout);
-//! minibatches, not bootstraps; rates of 1e-3; τ of 0.01, batches of 128, actor and critics of 64 (0.005, 256,
-//! 256); H̄ = 0.5 (−4 to −0.05); random actions are the policy's with tenfold noise; the learner sees each
+//! `--silu`) without weight decay; fixed k; as many updates in a fit as steps between two (no early stop); every
+//! fifth transition is held out for good, to choose the elites, and starts no rollout; minibatches, not
+//! bootstraps; m and σ of a resample; rates of 1e-3; τ of 0.01, batches of 128, actor and critics of 64 (0.005,
+//! 256, 256); H̄ = 0.5 (−4 to −0.05); random actions are the policy's with tenfold noise; the learner sees each
 //! imagined transition once, without a buffer, and no real ones: present actions alone, hence threefold noise.
 //!
 //! Run `cargo run -p mbpo`: about -160 on Pendulum-v1 after 3,000 steps in twenty seconds, where `sac` takes
@@ -28,7 +29,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, VecEnv, invalid, learner_rng, textbook::ContinuousCartPole};
+use common::envs::{Rng, VecEnv, invalid, learner_rng, persist::Persist, textbook::ContinuousCartPole};
 use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, copy_parameters, linear, minimum, soft_update};
 use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
@@ -83,6 +84,7 @@ struct Args {
 }
 
 const MEMBERS: usize = 5; // of the ensemble, B
+const NOISE: Init = Init::Randn { mean: 0.0, stdev: 1.0 }; // ε ~ N(0, 1)
 /// Whether nothing lies beyond an observation of this environment: imagined episodes end by it, as real ones.
 fn termination(env_id: &str) -> Result<fn(&[f32]) -> bool> {
     Ok(match env_id {
@@ -150,20 +152,11 @@ impl ReplayBuffer {
             let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
             Tensor::from_vec(values.copied().collect(), (batch_size, width), device)
         };
-        Ok(Batch {
-            observations: gather(&self.observations)?,
-            actions: gather(&self.actions)?,
-            rewards: gather(&self.rewards)?,
-            next_observations: gather(&self.next_observations)?,
-            terminated: gather(&self.terminated)?,
-        })
+        let (observations, actions) = (gather(&self.observations)?, gather(&self.actions)?);
+        let (rewards, terminated) = (gather(&self.rewards)?, gather(&self.terminated)?);
+        let next_observations = gather(&self.next_observations)?;
+        Ok(Batch { observations, actions, rewards, next_observations, terminated })
     }
-}
-
-/// min_i Q_i(s, a), `[batch, 1]`.
-fn smaller_value(critics: &[Mlp; 2], observations: &Tensor, actions: &Tensor) -> Result<Tensor> {
-    let inputs = Tensor::cat(&[observations, actions], 1)?;
-    Ok(minimum(&critics[0].forward(&inputs)?, &critics[1].forward(&inputs)?)?)
 }
 
 /// The model, the learner that lives in it, and how both learn.
@@ -228,11 +221,6 @@ impl Mbpo {
         Ok(this)
     }
 
-    /// ε ~ N(0, I), `[rows, columns]`.
-    fn noise(&self, rows: usize, columns: usize, rng: &mut Rng) -> Result<Tensor> {
-        Ok(Init::Randn { mean: 0.0, stdev: 1.0 }.tensor((rows, columns), rng, self.action_bias.device())?)
-    }
-
     /// ã, `[batch, action_dim]`, and ln π(ã|s), `[batch, 1]`, with noise ε `[batch, action_dim]`.
     fn policy(&self, observations: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
         let outputs = self.actor.forward(observations)?.chunk(2, 1)?;
@@ -253,7 +241,7 @@ impl Mbpo {
     fn act(&self, observations: &[f32], scale: f64, rng: &mut Rng) -> Result<Vec<f32>> {
         let (action_dim, inputs) = (self.action_bias.dim(1)?, self.input_statistics[0].len());
         let states = Tensor::from_slice(observations, ((), inputs - action_dim), self.action_bias.device())?;
-        let noise = (self.noise(states.dim(0)?, action_dim, rng)? * scale)?;
+        let noise = (NOISE.tensor((states.dim(0)?, action_dim), rng, states.device())? * scale)?;
         Ok(self.policy(&states, &noise)?.0.flatten_all()?.to_vec1()?)
     }
 
@@ -273,9 +261,8 @@ impl Mbpo {
         let [m, std] = self.input_statistics.each_ref().map(|row| Tensor::new(&row[..], actions.device()));
         let x = Tensor::cat(&[observations, actions], 1)?.broadcast_sub(&m?)?.broadcast_div(&std?)?;
         let (outputs, [max, min]) = (member.forward(&x)?.chunk(2, 1)?, &self.log_variance_bounds);
-        // v ← v_max − softplus(v_max − v)
+        // v ← v_max − softplus(v_max − v),   v ← v_min + softplus(v − v_min)
         let v = softplus(&outputs[1].neg()?.broadcast_add(max)?)?.neg()?.broadcast_add(max)?;
-        // v ← v_min + softplus(v − v_min)
         Ok((outputs[0].clone(), softplus(&v.broadcast_sub(min)?)?.broadcast_add(min)?))
     }
 
@@ -330,14 +317,19 @@ impl Mbpo {
         Ok((Batch { observations, actions, rewards, next_observations, terminated }, alive))
     }
 
-    /// One step of critics, actor, temperature and averages, with noise for a' and ã. Returns losses and α.
-    fn update_learner(&mut self, batch: &Batch, noise: [&Tensor; 2]) -> Result<Vec<f32>> {
-        let alpha = self.log_alpha.exp()?.detach();
+    /// min_i Q_i(s, a) and ln π(a|s), `[batch, 1]` each, where a is `policy`'s with this noise.
+    fn values(&self, critics: &[Mlp; 2], states: &Tensor, noise: &Tensor) -> Result<(Tensor, Tensor)> {
+        let (actions, log_probs) = self.policy(states, noise)?;
+        let inputs = Tensor::cat(&[states, &actions], 1)?;
+        Ok((minimum(&critics[0].forward(&inputs)?, &critics[1].forward(&inputs)?)?, log_probs))
+    }
+
+    /// One step of both critics towards z, with noise for a'. Returns J(θ_1) and J(θ_2).
+    fn update_critics(&mut self, batch: &Batch, noise: &Tensor) -> Result<[f32; 2]> {
         // Easy to miss: a' comes from the current policy, not from the batch.
-        let (next_actions, next_log_probs) = self.policy(&batch.next_observations, noise[0])?;
+        let (q, log_probs) = self.values(&self.target_critics, &batch.next_observations, noise)?;
         // z = r + γ (1 − terminated) ( min_i Q_θ̄i(s', a') − α ln π(a'|s') )
-        let values = smaller_value(&self.target_critics, &batch.next_observations, &next_actions)?;
-        let soft_values = (values - next_log_probs.broadcast_mul(&alpha)?)?;
+        let soft_values = (q - log_probs.broadcast_mul(&self.log_alpha.exp()?)?)?;
         let discounts = batch.terminated.affine(-self.args.gamma, self.args.gamma)?;
         let z = (&batch.rewards + discounts * soft_values)?.detach(); // [batch, 1]
         // J(θ_i) = E[ (Q_θi(s, a) − z)² ]
@@ -345,18 +337,30 @@ impl Mbpo {
         let qf1_loss = (self.critics[0].forward(&inputs)? - &z)?.sqr()?.mean_all()?;
         let qf2_loss = (self.critics[1].forward(&inputs)? - &z)?.sqr()?.mean_all()?;
         self.critic_optimizer.backward_step(&(&qf1_loss + &qf2_loss)?)?;
+        Ok([qf1_loss.to_scalar()?, qf2_loss.to_scalar()?])
+    }
+
+    /// One step of the actor, with noise for ã. Returns J(φ) and ln π(ã|s), `[batch, 1]`.
+    fn update_actor(&mut self, batch: &Batch, noise: &Tensor) -> Result<(f32, Tensor)> {
         // J(φ) = E[ α ln π_φ(ã|s) − min_i Q_θi(s, ã) ], where the optimiser leaves the critics as they are
-        let (actions, log_probs) = self.policy(&batch.observations, noise[1])?;
-        let values = smaller_value(&self.critics, &batch.observations, &actions)?;
-        let actor_loss = (log_probs.broadcast_mul(&alpha)? - values)?.mean_all()?;
-        self.actor_optimizer.backward_step(&actor_loss)?;
-        // J(α) = E[ −α ( ln π(ã|s) + H̄ ) ]: up while the policy's entropy is below H̄
-        let excess = (log_probs.mean_all()?.detach() + self.args.target_entropy)?;
-        let alpha_loss = (self.log_alpha.exp()? * excess)?.neg()?;
-        self.temperature_optimizer.backward_step(&alpha_loss)?;
-        // θ̄_i ← (1 − τ) θ̄_i + τ θ_i
-        soft_update(&self.target_parameters, &self.critic_parameters, self.args.tau)?;
-        [qf1_loss, qf2_loss, actor_loss, alpha_loss, alpha].iter().map(|loss| Ok(loss.to_scalar()?)).collect()
+        let (q, log_probs) = self.values(&self.critics, &batch.observations, noise)?;
+        let loss = (log_probs.broadcast_mul(&self.log_alpha.exp()?.detach())? - q)?.mean_all()?;
+        self.actor_optimizer.backward_step(&loss)?;
+        Ok((loss.to_scalar()?, log_probs.detach()))
+    }
+
+    /// One step of ln α: up while the policy's entropy is below H̄. Returns J(α) and α from before it.
+    fn update_temperature(&mut self, log_probs: &Tensor) -> Result<(f32, f32)> {
+        // J(α) = E[ −α ( ln π(ã|s) + H̄ ) ]
+        let alpha = self.log_alpha.exp()?;
+        let loss = (&alpha * (log_probs.mean_all()? + self.args.target_entropy)?)?.neg()?;
+        self.temperature_optimizer.backward_step(&loss)?;
+        Ok((loss.to_scalar()?, alpha.to_scalar()?))
+    }
+
+    /// θ̄_i ← (1 − τ) θ̄_i + τ θ_i
+    fn update_targets(&self) -> Result<()> {
+        Ok(soft_update(&self.target_parameters, &self.critic_parameters, self.args.tau)?)
     }
 }
 
@@ -372,29 +376,24 @@ fn train(args: Args) -> Result<()> {
     let mut rng = learner_rng(args.run.seed);
     let mut mbpo = Mbpo::new(observation_dim, (&action_bias, &action_scale), &args, &mut rng)?;
     let [mut replay, mut held_out] = [(); 2].map(|()| ReplayBuffer::default());
-    let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-    let mut global_step = 0;
+    let (mut run, mut global_step) = (Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?, 0);
     while global_step < run.total_timesteps {
-        run.resume_or_checkpoint(
-            &mut global_step,
-            &mut [
-                ("model", &mut mbpo.model_parameters),
-                ("model_optimizer", &mut mbpo.model_optimizer),
-                ("actor", &mut mbpo.actor_parameters),
-                ("actor_optimizer", &mut mbpo.actor_optimizer),
-                ("critics", &mut mbpo.critic_parameters),
-                ("critic_optimizer", &mut mbpo.critic_optimizer),
-                ("targets", &mut mbpo.target_parameters),
-                ("temperature", &mut mbpo.temperature),
-                ("temperature_optimizer", &mut mbpo.temperature_optimizer),
-                ("replay", &mut replay),
-                ("held_out", &mut held_out),
-                ("input_statistics", &mut mbpo.input_statistics),
-                ("elites", &mut mbpo.elites),
-                ("envs", &mut envs),
-                ("rng", &mut rng),
-            ],
-        )?;
+        let mut items: Vec<(&str, &mut dyn Persist)> = vec![("envs", &mut envs), ("rng", &mut rng)];
+        items.extend([("replay", &mut replay as &mut dyn Persist), ("held_out", &mut held_out)]);
+        items.extend([
+            ("model", &mut mbpo.model_parameters as &mut dyn Persist),
+            ("model_optimizer", &mut mbpo.model_optimizer),
+            ("actor", &mut mbpo.actor_parameters),
+            ("actor_optimizer", &mut mbpo.actor_optimizer),
+            ("critics", &mut mbpo.critic_parameters),
+            ("critic_optimizer", &mut mbpo.critic_optimizer),
+            ("targets", &mut mbpo.target_parameters),
+            ("temperature", &mut mbpo.temperature),
+            ("temperature_optimizer", &mut mbpo.temperature_optimizer),
+            ("input_statistics", &mut mbpo.input_statistics),
+            ("elites", &mut mbpo.elites),
+        ]);
+        run.resume_or_checkpoint(&mut global_step, &mut items)?;
         // Act: at random until there is something to learn from. Every fifth transition is held out.
         let observation = envs.observations().to_vec(); // [observation_dim]
         let loudness = if global_step < learning_starts { 10.0 } else { 1.0 };
@@ -427,17 +426,18 @@ fn train(args: Args) -> Result<()> {
             }
             let (rows, elites) = (states.dim(0)?, mbpo.elites.len() as u32);
             let choices = Tensor::from_iter((0..rows).map(|_| rng.random_range(0..elites)), &device)?;
-            let mut noise = |columns| mbpo.noise(rows, columns, &mut rng);
+            let mut noise = |columns| NOISE.tensor((rows, columns), &mut rng, &device);
             let (for_a, for_y) = ((noise(action_dim)? * args.rollout_noise)?, noise(1 + observation_dim)?);
-            let (for_next_a, for_new_a) = (noise(action_dim)?, noise(action_dim)?);
             let (imagined, alive) = mbpo.imagine(&states, &choices, [&for_a, &for_y])?;
-            let losses = mbpo.update_learner(&imagined, [&for_next_a, &for_new_a])?;
             states = alive; // rollouts that have terminated go no further
-            if update == 0 && global_step.is_multiple_of(100) {
-                let names = ["qf1_loss", "qf2_loss", "actor_loss", "alpha_loss", "alpha"];
-                for (name, loss) in names.iter().zip(losses) {
-                    run.log(global_step, &format!("losses/{name}"), loss)?;
-                }
+            let [qf1_loss, qf2_loss] = mbpo.update_critics(&imagined, &noise(action_dim)?)?;
+            let (actor_loss, log_probs) = mbpo.update_actor(&imagined, &noise(action_dim)?)?;
+            let (alpha_loss, alpha) = mbpo.update_temperature(&log_probs)?;
+            mbpo.update_targets()?;
+            let names = ["qf1_loss", "qf2_loss", "actor_loss", "alpha_loss", "alpha"];
+            let losses = names.iter().zip([qf1_loss, qf2_loss, actor_loss, alpha_loss, alpha]);
+            for (name, loss) in losses.filter(|_| update == 0 && global_step.is_multiple_of(100)) {
+                run.log(global_step, &format!("losses/{name}"), loss)?;
             }
         }
     }

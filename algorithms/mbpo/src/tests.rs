@@ -165,12 +165,36 @@ fn one_update(name: &str, silu: bool) {
     let (next_actions, next_log_probs) = mbpo.policy(&steps[0].next_observations, &noise[0]).unwrap();
     recording.within("expected/sac/next_actions", &next_actions, 1e-4, 1e-5);
     recording.within("expected/sac/next_log_probs", &next_log_probs, 1e-4, 1e-5);
-    let losses = mbpo.update_learner(&steps[0], [&noise[0], &noise[1]]).unwrap();
-    recording.close("expected/loss/critic_1", losses[0]);
-    recording.close("expected/loss/critic_2", losses[1]);
-    recording.close("expected/loss/actor", losses[2]);
-    recording.close("expected/loss/temperature", losses[3]);
-    assert!(values(&mbpo.model_parameters) == model, "the learner's update moved the model");
+    let of_all = |mbpo: &Mbpo| {
+        let Mbpo { actor_parameters, critic_parameters, target_parameters, temperature, .. } = mbpo;
+        [actor_parameters, critic_parameters, target_parameters, temperature].map(values)
+    };
+    let before = of_all(&mbpo);
+    let critic_losses = mbpo.update_critics(&steps[0], &noise[0]).unwrap();
+    recording.close("expected/loss/critic_1", critic_losses[0]);
+    recording.close("expected/loss/critic_2", critic_losses[1]);
+    let after_critics = of_all(&mbpo);
+    assert!([0, 2, 3].iter().all(|&i| after_critics[i] == before[i]), "the critics' update moved another");
+    let (actor_loss, log_probs) = mbpo.update_actor(&steps[0], &noise[1]).unwrap();
+    recording.close("expected/loss/actor", actor_loss);
+    let after_actor = of_all(&mbpo);
+    assert!(
+        [1, 2, 3].iter().all(|&i| after_actor[i] == after_critics[i]),
+        "the actor's update moved another"
+    );
+    let (alpha_loss, alpha) = mbpo.update_temperature(&log_probs).unwrap();
+    recording.close("expected/loss/temperature", alpha_loss);
+    assert_relative_eq!(alpha, before[3][0].1[0].exp(), max_relative = 1e-6);
+    let after_temperature = of_all(&mbpo);
+    let others = [0, 1, 2].iter().all(|&i| after_temperature[i] == after_actor[i]);
+    assert!(others, "the temperature's update moved another");
+    mbpo.update_targets().unwrap();
+    let after_targets = of_all(&mbpo);
+    assert!(
+        [0, 1, 3].iter().all(|&i| after_targets[i] == after_temperature[i]),
+        "the averages moved another"
+    );
+    assert!(values(&mbpo.model_parameters) == model, "the learner's updates moved the model");
     for (optimizer, parameters, layers, step) in [
         (&mbpo.critic_optimizer, &mbpo.critic_parameters, CRITICS, "critic_lr"),
         (&mbpo.actor_optimizer, &mbpo.actor_parameters, ACTOR, "actor_lr"),
@@ -215,9 +239,12 @@ fn ten_updates(name: &str, silu: bool) {
     for _ in 0..10 {
         series[0].push(mbpo.update_model(&batches).unwrap());
         let (step, _) = mbpo.imagine(&batch.observations, &choices, [&noise[0], &noise[1]]).unwrap();
-        let losses = mbpo.update_learner(&step, [&noise[2], &noise[3]]).unwrap();
-        for i in 0..4 {
-            series[1 + i].push(losses[i]);
+        let [critic_1, critic_2] = mbpo.update_critics(&step, &noise[2]).unwrap();
+        let (actor, log_probs) = mbpo.update_actor(&step, &noise[3]).unwrap();
+        let (temperature, _) = mbpo.update_temperature(&log_probs).unwrap();
+        mbpo.update_targets().unwrap();
+        for (series, loss) in series[1..].iter_mut().zip([critic_1, critic_2, actor, temperature]) {
+            series.push(loss);
         }
     }
     let names = ["model", "critic_1", "critic_2", "actor", "temperature"];
