@@ -20,21 +20,21 @@
 //! an actor is K sub-policies μ_i^k, lest others fit one behaviour alone: one of them plays in an episode,
 //! drawn at its beginning, J(θ_i) = (1/K) Σ_k E[ Q_i(x, a_1, …, μ_i^k(o_i), …, a_N) | agent i played μ_i^k ].
 //!
-//! Agents choose between movements and between words. For a gradient ∂Q_i/∂a_i to exist, a choice is relaxed
-//! to a weighting of its n options, the Gumbel-softmax (Jang, Gu & Poole 2016, arXiv:1611.01144), whose noise
-//! is the exploration as well: of logits z, μ(o) = softmax(z + g), g_l = −ln(−ln u_l), u_l ~ U(0, 1). The
-//! weights are played, as the environments' continuous actions, so that critics learn from what was done.
+//! Agents choose movements and words. For ∂Q_i/∂a_i to exist, a choice is relaxed to a weighting of its n
+//! options, the Gumbel-softmax (Jang, Gu & Poole 2016, arXiv:1611.01144), whose noise is the exploration too:
+//! μ(o) = softmax(z + g), of logits z, with g_l = −ln(−ln u_l), u_l ~ U(0, 1). The weights are played.
 //!
 //! Deviations from the paper: updates are smaller and more frequent (there 1024 transitions every 100 steps),
-//! begin sooner (after 25,600) and have other step sizes and τ (0.01 each): a run takes less time and ends
-//! alike. H is that of softmax(z); Q'_i sees an a'_j drawn from μ̂'_ij, not log-probabilities. One buffer that
-//! says who played serves all μ_i^k, and the averages of those play in y_i. From openai/maddpg: large logits
-//! are penalised, each target draws an a' of its own, gradients are clipped (per Adam, there per tensor).
+//! begin sooner (after 25,600), with other step sizes and τ (0.01 each): runs are shorter and end alike.
+//! ln μ̂_ij is the Gumbel-softmax's, of weights; H is that of softmax(z); Q'_i sees an a'_j drawn from μ̂'_ij,
+//! not log-probabilities. One buffer that says who played serves all μ_i^k; the averages of those play in
+//! y_i. From openai/maddpg: large logits are penalised, each target draws an a' of its own, gradients are
+//! clipped (per Adam, there per tensor).
 //!
-//! Run `cargo run -p maddpg`: about −21 (−16 to −26) on simple_speaker_listener_v4 after 150,000 steps in
-//! five seconds, −23 with `--infer-policies true`, −22 (−19 to −26, in eight) with `--ensemble-size 3`; about
-//! −8 with `--env-id simple_v3 --total-timesteps 75000`, all returns summed over agents. The authors' code,
-//! with exploration: −22 (−14 to −30 in ten trials), −6.3 (curves of wsjeon/maddpg-rllib); random: −73, −36.
+//! Run `cargo run -p maddpg`: about −21 on simple_speaker_listener_v4 after 150,000 steps in five seconds (−23
+//! with `--infer-policies true`, −22 with `--ensemble-size 3`), −8 on simple_v3 after 75,000 and −36 on
+//! simple_spread_v3 after 1,500,000, summed over agents. The authors' code, while training: −22 (−14 to −30
+//! in ten trials), −6.3, −32.5 (curves of wsjeon/maddpg-rllib); random agents: −73, −36 on the first two.
 
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, IndexOp, Tensor};
@@ -427,7 +427,7 @@ fn train(args: Args) -> Result<()> {
                 let (qf_loss, qf_values) = maddpg.update_critic(i, &batch, &noise)?;
                 let noise = maddpg.gumbel(args.batch_size, &mut rng)?;
                 let actor_loss = maddpg.update_actor(i, &batch, &noise)?;
-                if step.is_multiple_of(10 * args.train_frequency) {
+                if (step / args.train_frequency).is_multiple_of(10) {
                     run.log(step, &format!("losses/qf_loss/{name}"), qf_loss)?;
                     run.log(step, &format!("losses/qf_values/{name}"), qf_values)?;
                     run.log(step, &format!("losses/actor_loss/{name}"), actor_loss)?;

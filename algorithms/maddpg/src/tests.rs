@@ -207,6 +207,130 @@ fn recorded_update() {
     recording.finish();
 }
 
+/// What the recording calls a parameter of the first agent's sub-policies or critic: `actor0.1.output.bias`
+/// is `actor_0_1/fc3.bias`. Nothing where it has none of it.
+fn recorded_name(name: &str) -> Option<String> {
+    let networks = [
+        ("actor0.1.", "actor_0_1"),
+        ("actor0.2.", "actor_0_2"),
+        ("actor0.", "actor_0_0"),
+        ("critic0.", "critic_0"),
+    ];
+    let (network, rest) =
+        networks.iter().find_map(|(ours, theirs)| Some((theirs, name.strip_prefix(ours)?)))?;
+    let rest = rest.replace("hidden1", "fc1").replace("hidden2", "fc2").replace("output", "fc3");
+    Some(format!("{network}/{rest}"))
+}
+
+/// Three sub-policies of the first agent, each with rows of its own: together they are one batch, whose
+/// mean is 1/3 of the sum of theirs.
+#[test]
+fn recorded_update_of_an_ensemble() {
+    let mut recording = Recording::open("maddpg__policy_ensemble");
+    let lr = format!("--policy-lr={}", recording.number("actor_lr"));
+    let flags = ["--hidden-size=32", "--ensemble-size=3", "--max-grad-norm=1e9", "--logit-coef=0", &lr];
+    let mut maddpg = maddpg(&[3, 4], &[&[3], &[2]], &flags);
+    // In the optimiser's order; the second agent is not in the recording.
+    let vars = maddpg.parameters.named_vars().into_iter();
+    let vars: Vec<_> = vars.filter_map(|(name, var)| Some((recorded_name(&name)?, var))).collect();
+    assert_eq!(vars.len(), 4 * 3 * 2);
+    for (name, var) in &vars {
+        var.set(&recording.tensor(&format!("parameters/{name}"))).unwrap();
+    }
+
+    let of_all = |name: &str| {
+        let of = |k| {
+            let of_agent = |i| recording.tensor(&format!("batch/member_{k}/{name}_{i}"));
+            Tensor::cat(&[0, 1].map(of_agent), 1).unwrap()
+        };
+        Tensor::cat(&[0, 1, 2].map(of), 0).unwrap()
+    };
+    let playing = (0..96).flat_map(|row| [(row / 32) as f32, 0.0]).collect();
+    let batch = Batch {
+        observations: of_all("observations"),
+        actions: of_all("actions"),
+        rewards: zeros(96, 2),
+        next_observations: of_all("next_observations"),
+        playing: Tensor::from_vec(playing, (96, 2), &Device::Cpu).unwrap(),
+        terminated: zeros(96, 1),
+    };
+    let gumbel = [0, 1, 2].map(|k| recording.tensor(&format!("noise/gumbel_{k}")));
+    let noise = Tensor::cat(&[&Tensor::cat(&gumbel, 0).unwrap(), &zeros(96, 2)], 1).unwrap();
+
+    let agent = &maddpg.agents[0];
+    let (own, _) = agent.act(&agent.actor, &batch.observations, &batch.playing, &noise).unwrap();
+    for k in 0..3 {
+        recording.close(&format!("expected/actions_{k}"), own.narrow(0, 32 * k, 32).unwrap());
+    }
+    let sum = |names: &[String]| -> Vec<f32> {
+        let of_each = names.iter().map(|name| recording.tensor(name).flatten_all().unwrap());
+        let sum = of_each.reduce(|a, b| (a + b).unwrap()).unwrap();
+        sum.to_vec1().unwrap()
+    };
+    let loss = sum(&[0, 1, 2].map(|k| format!("expected/loss/actor_{k}")));
+    let losses = sum(&[0, 1, 2].map(|k| format!("expected/losses_over_updates_actor_{k}")));
+    for (update, expected) in losses.iter().enumerate() {
+        let found = maddpg.update_actor(0, &batch, &noise).unwrap();
+        if update == 0 {
+            recording.computed("sum of the losses", found, &loss[..], 1e-4, 1e-6);
+            let mut gradients = first_gradients(&maddpg.optimizers["actor0"]).into_iter();
+            for (name, var) in &vars {
+                let found = var.as_detached_tensor();
+                if name.starts_with("critic") {
+                    recording.within(&format!("expected/parameters/{name}"), &found, 0.0, 0.0);
+                    continue;
+                }
+                let gradient = format!("expected/gradients/{name}");
+                recording.close(&gradient, gradients.next().unwrap());
+                let parameter = format!("expected/parameters/{name}");
+                recording.stepped(&parameter, &gradient, &found, maddpg.args.policy_lr);
+            }
+        }
+        recording.computed("sum of the losses of an update", found, &[*expected][..], 2e-4, 1e-6);
+    }
+    recording.finish();
+}
+
+/// What agent 0's critic is to believe where it has inferred agent 1's policy. How the inferred policy is
+/// fitted is not compared: the recording takes Σ_l a_l ln softmax(z)_l for the log-likelihood of weights a,
+/// which it is of a choice; of weights it is the Gumbel-softmax's density, which has a test of its own.
+#[test]
+fn recorded_targets_with_an_inferred_policy() {
+    let mut recording = Recording::open("maddpg__inferred_policies");
+    let gamma = format!("--gamma={}", recording.number("gamma"));
+    let flags = ["--hidden-size=32", "--infer-policies=true", &gamma];
+    let maddpg = maddpg(&[3, 4], &[&[3], &[2]], &flags);
+    // The recorded targets come after the averages' step.
+    let vars = maddpg.target_parameters.named_vars();
+    for (ours, theirs) in
+        [("actor0", "target_actor_0"), ("inferred0.1", "target_inferred"), ("critic0", "target_critic_0")]
+    {
+        for (layer, fc) in [("hidden1", "fc1"), ("hidden2", "fc2"), ("output", "fc3")] {
+            for part in ["weight", "bias"] {
+                let name = format!("{ours}.{layer}.{part}");
+                let (_, var) = vars.iter().find(|(known, _)| *known == name).unwrap();
+                var.set(&recording.tensor(&format!("expected/parameters/{theirs}/{fc}.{part}"))).unwrap();
+            }
+        }
+    }
+    let of_both = |folder: &str| {
+        let of_agent = |i| recording.tensor(&format!("{folder}_{i}"));
+        Tensor::cat(&[0, 1].map(of_agent), 1).unwrap()
+    };
+    let rewards = [0, 1].map(|i| recording.column(&format!("batch/rewards_{i}")));
+    let batch = Batch {
+        observations: of_both("batch/observations"),
+        actions: of_both("batch/actions"),
+        rewards: Tensor::cat(&rewards, 1).unwrap(),
+        next_observations: of_both("batch/next_observations"),
+        playing: zeros(32, 2),
+        terminated: recording.column("batch/terminated"),
+    };
+    let targets = maddpg.td_targets(0, &batch, &of_both("noise/gumbel_target")).unwrap();
+    recording.close("expected/targets", &targets);
+    recording.finish();
+}
+
 /// Which networks, online and of the averages, are no longer what they were.
 fn moved(maddpg: &Maddpg, before: &[Vec<(String, Vec<f32>)>; 2]) -> Vec<String> {
     let mut moved = Vec::new();
