@@ -30,6 +30,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--replay-ratio", "0"], &["'0'", "--replay-ratio", "above 0"]);
     refuses(&["--delta", "0"], &["'0'", "--delta", "above 0"]);
     refuses(&["--average-decay", "1.5"], &["'1.5'", "--average-decay", "0 to 1"]);
