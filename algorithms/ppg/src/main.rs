@@ -12,41 +12,34 @@
 //! L(θ_π) = −E_t[ min( ρ_t Â_t , clip(ρ_t, 1 − ε, 1 + ε) Â_t ) ] − c_e E_t[ H(π_θ(·|s_t)) ]
 //! L(θ_V) = ½ E_t[ (V_θV(s_t) − R̂_t)² ]
 //!
-//! the auxiliary phase, over all the N_π rollouts, with π_old the policy at its start:
+//! the auxiliary phase, over all the N_π rollouts: L(θ_V) once more and, with π_old the policy at its start,
 //! L_joint(θ_π) = ½ E_t[ (V_θπ(s_t) − R̂_t)² ] + β E_t[ KL(π_old(·|s_t) ‖ π_θ(·|s_t)) ]
-//! and once more L(θ_V)
-//! ```
 //!
-//! V_θπ is the auxiliary head of the policy's network, which nothing else reads. Advantages and returns are
-//! PPO's (Schulman et al. 2015, arXiv:1506.02438):
-//!
-//! ```text
 //! δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
-//! Â_t = δ_t + γ λ (1 − done_t) Â_{t+1}          done: terminated or truncated
-//! R̂_t = Â_t + V(s_t)
+//! Â_t = δ_t + γ λ (1 − done_t) Â_{t+1},   R̂_t = Â_t + V(s_t)          done: terminated or truncated
 //! ```
+//!
+//! V_θπ is the auxiliary head of the policy's network, which nothing else reads. Â and R̂ are as PPO's (Schulman
+//! et al. 2015, arXiv:1506.02438).
 //!
 //! Deviations from the paper: the step size falls to zero; layers are initialised orthogonally; rewards are not
 //! normalised; both phases' minibatches are of one size. As in the authors' program, Â is normalised over the
-//! rollout, and θ_π (there θ_V, too) has a second Adam for the auxiliary phase: with one, each phase's moments
-//! would enter the other. Defaults are for CartPole-v1, far smaller than the paper's tasks: γ = 0.99 (there
-//! 0.999), rollouts of 4 × 128 steps (256 × 256), N_π = 8 (32), 16 minibatches (8), steps of 1e-3 (5e-4).
-//! Ours: where a time limit truncates an episode, δ_t looks beyond it (Pardo et al. 2018, arXiv:1712.00378).
+//! rollout, and θ_π (there θ_V, too) has a second Adam for the auxiliary phase: one would mix the phases'
+//! moments. Ours: δ_t looks beyond a time limit (arXiv:1712.00378). Defaults are for CartPole-v1: γ = 0.99
+//! (there 0.999), rollouts of 4 × 128 steps (256 × 256), N_π = 8 (32), 16 minibatches (8), steps of 1e-3 (5e-4).
 //!
 //! Run `cargo run -p ppg`: CartPole-v1's 500 (Gymnasium asks for 475) in 300,000 steps, ten seconds.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, VecEnv, learner_rng};
+use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
 use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
 use common::nn::{conv2d_orthogonal, linear_orthogonal};
-use common::run::Run;
+use common::{Run, cli, cli::RunArgs};
 use rand::{RngExt, seq::SliceRandom};
 use serde::Serialize;
-use std::f64::consts::SQRT_2;
-use std::process::ExitCode;
+use std::{f64::consts::SQRT_2, process::ExitCode};
 
 /// Phasic policy gradient, for discrete actions
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -180,8 +173,7 @@ impl Rollout {
     /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
     fn advantages(&self, values: &[f32], next_values: &[f32], args: &Args) -> Vec<f32> {
         let (gamma, gae_lambda) = (args.gamma as f32, args.gae_lambda as f32);
-        let num_envs = args.num_envs;
-        let num_steps = self.rewards.len() / num_envs;
+        let (num_envs, num_steps) = (args.num_envs, self.rewards.len() / args.num_envs);
         let mut advantages = vec![0.0; self.rewards.len()];
         for t in (0..num_steps).rev() {
             for env in 0..num_envs {
@@ -241,12 +233,11 @@ impl Ppg {
         let vb = |parameters, name| VarBuilder::from_varmap(parameters, DType::F32, &device).pp(name);
         let actor = Network::new(space, hidden, num_actions, 0.01, vb(&actor_parameters, "actor"))?;
         let features = actor.output.weight().dim(1)?;
-        let auxiliary = linear_orthogonal(features, 1, 1.0, vb(&actor_parameters, "auxiliary"))?;
-        let critic = Network::new(space, hidden, 1, 1.0, vb(&critic_parameters, "critic"))?;
         Ok(Self {
             actor,
-            auxiliary,
-            critic,
+            auxiliary: linear_orthogonal(features, 1, 1.0, vb(&actor_parameters, "auxiliary"))?,
+            critic: Network::new(space, hidden, 1, 1.0, vb(&critic_parameters, "critic"))?,
+            // Of all that is above.
             actor_optimizer: Adam::new(&actor_parameters, args.learning_rate)?,
             auxiliary_optimizer: Adam::new(&actor_parameters, args.learning_rate)?,
             critic_optimizer: Adam::new(&critic_parameters, args.learning_rate)?,
@@ -331,6 +322,11 @@ impl Ppg {
         Ok(loss.to_scalar()?)
     }
 
+    /// ln π_old(·|s), `[batch, num_actions]`. Taken once, before the epochs: else the KL divergence is always 0.
+    fn old_log_policy(&self, observations: &Tensor) -> Result<Tensor> {
+        Ok(log_softmax(&self.actor.forward(observations)?)?.detach())
+    }
+
     /// One step of Adam down L_joint(θ_π), on a minibatch. Returns the value's part and the KL divergence.
     fn update_auxiliary(&mut self, [observations, returns, log_policy]: &[Tensor; 3]) -> Result<(f32, f32)> {
         let features = self.actor.features(observations)?;
@@ -351,7 +347,11 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
-    let batch_size = args.num_envs * args.num_steps;
+    let Args { num_envs, num_steps, .. } = args;
+    let batch_size = num_envs.saturating_mul(num_steps);
+    if batch_size > 100_000_000 {
+        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: together at most 1e8 steps"));
+    }
     let minibatch_size = batch_size.div_ceil(args.num_minibatches); // in both phases
     let mut envs = VecEnv::make(&args.run.env_id, args.num_envs, args.run.seed)?;
     let (_, num_actions) = envs.spec().box_or_image_to_discrete("ppg")?;
@@ -418,10 +418,10 @@ fn train(args: Args) -> Result<()> {
         // The auxiliary phase, over all rollouts since the last one.
         memory.0.extend(&rollout.observations);
         memory.1.extend(returns.to_vec1::<f32>()?);
-        if memory.1.len() >= args.n_iteration * batch_size {
+        if memory.1.len() >= args.n_iteration.saturating_mul(batch_size) {
             let observations = ppg.tensor(&memory.0)?;
             let returns = Tensor::new(memory.1.as_slice(), &ppg.device)?;
-            let log_policy = log_softmax(&ppg.actor.forward(&observations)?)?.detach(); // ln π_old(·|s)
+            let log_policy = ppg.old_log_policy(&observations)?; // [batch, num_actions]
             let mut indices: Vec<u32> = (0..memory.1.len() as u32).collect();
             let (mut auxiliary_loss, mut kl_loss) = (0.0, 0.0);
             for _ in 0..args.e_auxiliary {

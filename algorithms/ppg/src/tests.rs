@@ -170,9 +170,14 @@ fn the_auxiliary_phase_keeps_the_policy_as_beta_says() {
         let observations: Vec<f32> = (0..80).map(|i| (i as f32 * 0.7).sin()).collect();
         let observations = ppg.tensor(&observations).unwrap();
         let returns = Tensor::arange(0.0_f32, 20.0, &Device::Cpu).unwrap();
-        let old = log_softmax(&ppg.actor.forward(&observations).unwrap()).unwrap().detach();
-        let minibatch = [observations, returns, old];
-        (0..300).map(|_| ppg.update_auxiliary(&minibatch).unwrap()).last().unwrap()
+        let old = ppg.old_log_policy(&observations).unwrap();
+        let before = floats(&old);
+        let minibatch = [observations.clone(), returns, old];
+        let losses = (0..300).map(|_| ppg.update_auxiliary(&minibatch).unwrap()).last().unwrap();
+        // The old policy is what it was, while the policy has moved away from it.
+        assert_eq!(floats(&minibatch[2]), before);
+        assert_ne!(floats(&ppg.old_log_policy(&observations).unwrap()), before);
+        losses
     };
     let ((free_loss, free_kl), (held_loss, held_kl)) = (kl_after("0"), kl_after("1000"));
     assert!(free_kl > 1e-6 && held_kl < 0.2 * free_kl, "{free_kl}, {held_kl}");

@@ -35,6 +35,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "Discrete actions", "Box([1])"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Box observations"]);
     refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--num-minibatches", "0"], &["'0'", "--num-minibatches", "at least 1"]);
     refuses(&["--n-iteration", "0"], &["'0'", "--n-iteration", "at least 1"]);
     refuses(&["--beta-clone", "-1"], &["'-1'", "--beta-clone"]);
