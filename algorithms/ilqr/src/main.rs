@@ -28,13 +28,16 @@
 //!
 //! Deviations from the papers. μ is added to Q_uu, where Tassa et al. (2012) add it to V_xx within Q_uu and
 //! Q_ux; it is multiplied and divided by ten; iterations end where little change is expected under the present
-//! μ. All derivatives are differences of the environment's steps, which must not be random; the cost's Hessian
-//! loses its negative eigenvalues (an angle's square has a concave edge where it wraps). A plan is for a whole
-//! episode, not a receding horizon, but grows towards it, some nearly idle steps at a time: optimised at once,
-//! 200 end at −750 or so from rest. How it grows decides how often the pendulum swings: by default −295.3.
+//! μ. Within bounds k is found by coordinate descent (2014: by a projected Newton method). All derivatives are
+//! differences of the environment's steps, which must not be random; the cost's Hessian loses its negative
+//! eigenvalues (an angle's square has a concave edge where it wraps). A plan is for a whole episode, not a
+//! receding horizon, but grows towards it, some nearly idle steps at a time: optimised at once, 200 end at −750
+//! or so from rest. How it grows decides how often the pendulum swings: by default −295.3.
 //!
 //! Run `cargo run -p ilqr`: about −144 on Pendulum-v1 in 5 seconds, nearly all evaluation (the optimum on a
-//! grid is −137, and −300.7 from rest; random actions −1236). It draws `convergence.png` of its first plan.
+//! grid is −137, and −300.7 from rest; random actions −1236). It draws `convergence.png` of its first plan. LQR
+//! itself is `cargo run -p ilqr -- --env-id DoubleIntegrator-v0 --total-timesteps 50 --horizon=50 --growth=50`:
+//! `charts/gain` is 0.4220824, the first entry of the K that the discrete algebraic Riccati equation gives.
 
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -147,7 +150,8 @@ impl Ilqr {
 
     /// Sets the model to x. Its own state ends with a count of steps, which matters to time limits only.
     fn place(&mut self, x: &Vector) -> Result<()> {
-        self.model.set_state(&State(x.iter().copied().chain([0.0]).collect()))
+        let (state, id) = (State(x.iter().copied().chain([0.0]).collect()), &self.args.run.env_id);
+        self.model.set_state(&state).with_context(|| format!("--env-id {id}: ilqr needs states it can shift"))
     }
 
     /// f(x, u) and l(x, u).
@@ -156,8 +160,7 @@ impl Ilqr {
         let (action, mut generator): (Vec<f32>, _) = (u.iter().map(|&u| u as f32).collect(), rng(0, 0));
         let step = self.model.step(Action::Continuous(&action), &mut generator)?;
         if generator != rng(0, 0) || step.terminated {
-            let why =
-                if step.terminated { "something but a time limit ends episodes" } else { "steps are random" };
+            let why = if step.terminated { "episodes end by more than time" } else { "steps are random" };
             return invalid(format!("--env-id {}: ilqr cannot plan where {why}", self.args.run.env_id));
         }
         Ok((state_of(&self.model.state()?), -step.reward))
@@ -200,9 +203,8 @@ impl Ilqr {
         let mut at = |z: Vector| self.step(&z.rows(0, n).into(), &z.rows(n, d - n).into());
         let (mut f_z, mut l_z, mut l_zz) = (Matrix::zeros(n, d), Vector::zeros(d), Matrix::zeros(d, d));
         for i in 0..d {
-            let ((f_above, l_above), (f_below, l_below)) =
-                (at(shifted(&c, i, 1.0))?, at(shifted(&c, i, -1.0))?);
-            f_z.set_column(i, &((f_above - f_below) / (2.0 * h[i])));
+            let ((above, l_above), (below, l_below)) = (at(shifted(&c, i, 1.0))?, at(shifted(&c, i, -1.0))?);
+            f_z.set_column(i, &((above - below) / (2.0 * h[i])));
             l_z[i] = (l_above - l_below) / (2.0 * h[i]);
             for j in 0..=i {
                 let mut l = |by_i, by_j| at(shifted(&shifted(&c, i, by_i), j, by_j)).map(|(_, l)| l);
@@ -368,8 +370,8 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let (mut envs, mut ilqr, mut rng) = set_up(&args, args.run.seed)?;
-    let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-    let mut global_step = 0;
+    ilqr.plan(&state_of(&envs.state(0)?), &mut rng.clone())?; // refuses what no one can plan in
+    let (mut run, mut global_step) = (Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?, 0);
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(&mut global_step, &mut [("envs", &mut envs), ("rng", &mut rng)])?;
         let (plan, stages) = ilqr.plan(&state_of(&envs.state(0)?), &mut rng)?;
@@ -390,7 +392,6 @@ fn train(args: Args) -> Result<()> {
             }
         }
     }
-
     let training_seconds = run.wall_seconds();
     let film = || GifWriter::new(&run.dir().join("agent.gif"), 480, 320, 33);
     let (mut gif, mut returns) = (args.run.capture_video.then(film).transpose()?, Vec::new());
@@ -403,12 +404,11 @@ fn train(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// One environment to act in, and a planner with a copy of its own; refuses what no one can plan in.
+/// One environment to act in, and a planner with a copy of its own.
 fn set_up(args: &Args, seed: u64) -> Result<(VecEnv, Ilqr, Rng)> {
-    let [env, model] = [envs::make(&args.run.env_id)?, envs::make(&args.run.env_id)?];
-    let (mut envs, mut ilqr) = (VecEnv::new(vec![env], seed)?, Ilqr::new(model, args)?);
+    let ilqr = Ilqr::new(envs::make(&args.run.env_id)?, args)?;
+    let mut envs = VecEnv::new(vec![envs::make(&args.run.env_id)?], seed)?;
     begin(&mut envs, args)?;
-    ilqr.derivatives(&state_of(&envs.state(0)?), &ilqr.clamp(&Vector::zeros(ilqr.low.len())))?;
     Ok((envs, ilqr, learner_rng(seed)))
 }
 

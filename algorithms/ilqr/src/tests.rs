@@ -504,6 +504,15 @@ fn what_ends_by_itself_is_refused() {
     assert!(at(2.0).unwrap_err().to_string().contains("cannot plan"));
 }
 
+/// Such as MuJoCo's and those of `gym:`.
+#[test]
+fn states_that_cannot_be_shifted_are_refused() {
+    let error = unbounded(1).step(&vector(&[0.0, 1.0]), &vector(&[0.25])).unwrap_err();
+    assert!(error.is::<envs::InvalidInput>());
+    let shown = format!("{error:#}");
+    assert!(shown.starts_with("--env-id Pendulum-v1: ilqr needs states it can shift: "), "{shown}");
+}
+
 #[test]
 fn the_convergence_is_a_picture() {
     let folder = tempfile::tempdir().unwrap();

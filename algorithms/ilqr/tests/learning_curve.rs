@@ -37,6 +37,10 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "ilqr", "Box actions", "Discrete(2)"]);
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Discrete(16)"]);
     refuses(&["--env-id", "LaplacianSystem-v0"], &["LaplacianSystem-v0:", "steps are random"]);
+    refuses(
+        &["--env-id", "ContinuousCartPole-v0"],
+        &["--env-id ContinuousCartPole-v0", "end by more than time"],
+    );
     refuses(&["--initial-state", "3.1"], &["Pendulum-v1", "2 finite numbers", "3.1"]);
     refuses(&["--initial-state", "0,9"], &["angular velocity 9", "[-8, 8]"]);
     refuses(&["--horizon", "0"], &["'0'", "--horizon", "at least 1"]);
