@@ -31,9 +31,10 @@
 //! github.com/largelymfs/svpg_REINFORCE, counts the zeros of the diagonal and halves h); φ is followed by
 //! Adam, as there, but its step size falls to zero; returns look beyond a time limit (Pardo et al. 2018,
 //! arXiv:1712.00378). α = 10 is theirs too, but their ∇J is a mean over steps, of standardised advantages:
-//! here it is an episode's sum of plain ones, beside which at 10 the repulsion is a few per cent of φ, and
-//! a larger --temperature is what spreads the particles. The policy that is kept is the particle whose latest
-//! episodes were the best; `--repulsion false` leaves ∇k out.
+//! here it is an episode's sum of plain ones, beside which at 10 the repulsion is a few per cent of φ, and a
+//! larger --temperature is what spreads the particles. The policy that is kept is the particle whose latest
+//! episodes were the best, by a running mean of returns in which a new one weighs a tenth. `--repulsion false`
+//! leaves ∇k out.
 //!
 //! Run `cargo run -p svpg`: 497 or more on CartPole-v1, with each of ten seeds, after 300,000 steps of all
 //! particles together in a second and a half (475 is the return at which Gymnasium registers the task as solved).
@@ -41,14 +42,12 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
-use common::envs::{Rng, VecEnv, learner_rng, parameters_rng};
+use common::envs::{Rng, VecEnv, invalid, learner_rng, parameters_rng};
 use common::nn::{Adam, Categorical, Linear, VarBuilder, VarMap, linear_orthogonal};
-use common::run::Run;
+use common::{Run, cli, cli::RunArgs};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
-use std::f64::consts::SQRT_2;
-use std::process::ExitCode;
+use std::{f64::consts::SQRT_2, process::ExitCode};
 
 /// Stein variational policy gradient, for discrete actions
 #[derive(Parser, Serialize, Debug, Clone)]
@@ -188,6 +187,7 @@ struct Svpg {
     best_parameters: VarMap,
     optimizer: Adam,
     critic_optimizer: Adam,
+    mean_returns: Vec<f64>, // of each particle's latest episodes, −∞ before the first; [num_particles]
     observation_dim: usize,
     args: Args,
     device: Device,
@@ -201,7 +201,7 @@ impl Svpg {
         let (vb, critic_vb) = (builder(&parameters), builder(&critic_parameters));
         let (mut policies, mut critics) = (Vec::new(), Vec::new());
         for i in 0..args.num_particles {
-            // Parameters are ordered by name, and 10 must come after 9.
+            // Parameters are ordered by name, and 10 must come after 9; there are at most 10,000.
             let name = format!("particle{i:04}");
             policies.push(Network::new(observation_dim, sizes, num_actions, 0.01, vb.pp(&name))?);
             critics.push(Network::new(observation_dim, sizes, 1, 1.0, critic_vb.pp(&name))?);
@@ -215,6 +215,7 @@ impl Svpg {
             parameters,
             critic_parameters,
             best_parameters,
+            mean_returns: vec![f64::NEG_INFINITY; args.num_particles],
             observation_dim,
             args: args.clone(),
             device,
@@ -349,6 +350,22 @@ impl Svpg {
         Ok(value_loss)
     }
 
+    /// Takes the return of an episode of particle i into the mean of its latest ones.
+    fn update_mean_return(&mut self, i: usize, episodic_return: f64) {
+        let mean = &mut self.mean_returns[i];
+        // mean ← mean + 0.1 (return − mean), over about the last ten episodes
+        // Easy to miss: it begins with the first return. From 0 it would favour, where returns are negative,
+        // whoever has played least.
+        *mean = if mean.is_finite() { *mean + 0.1 * (episodic_return - *mean) } else { episodic_return };
+    }
+
+    /// Makes the particle of the best mean return the one that is kept.
+    fn keep_best(&self) -> Result<()> {
+        let means = &self.mean_returns;
+        let best = (0..means.len()).max_by(|&i, &j| means[i].total_cmp(&means[j])).unwrap_or_default();
+        self.keep(best)
+    }
+
     /// Makes particle i the one that is kept.
     fn keep(&self, i: usize) -> Result<()> {
         let (theta, num_parameters) = (self.parameters.values()?, self.best_parameters.num_parameters());
@@ -361,12 +378,14 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
+    if args.num_particles > 10_000 {
+        return invalid(format!("--num-particles {}: at most 10000", args.num_particles));
+    }
     // One environment, in which the particles play in turn, whole episodes each.
     let mut envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("svpg")?;
     let mut svpg = Svpg::new(observation_dim, &[64], num_actions, &args)?;
     let mut rng = learner_rng(args.run.seed);
-    let mut mean_returns = vec![f64::NEG_INFINITY; args.num_particles]; // of each particle's latest episodes
     let mut rollouts = vec![Rollout::default()]; // of the particles in this round; it is the last one's turn
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
@@ -381,7 +400,7 @@ fn train(args: Args) -> Result<()> {
                 ("critic_optimizer", &mut svpg.critic_optimizer),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
-                ("mean_returns", &mut mean_returns),
+                ("mean_returns", &mut svpg.mean_returns),
                 ("rollouts", &mut rollouts),
             ],
         )?;
@@ -395,10 +414,7 @@ fn train(args: Args) -> Result<()> {
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
         for episode in envs.episodes() {
-            // Over about the last ten episodes. It begins with the first: from 0 it would favour, where returns
-            // are negative, whoever has played least.
-            let (mean, latest) = (&mut mean_returns[i], episode.episodic_return);
-            *mean = if mean.is_finite() { *mean + 0.1 * (latest - *mean) } else { latest };
+            svpg.update_mean_return(i, episode.episodic_return);
         }
         if envs.episodes().is_empty() || rollouts[i].num_episodes() < args.batch_episodes {
             continue;
@@ -424,8 +440,7 @@ fn train(args: Args) -> Result<()> {
     }
 
     // The particle that did best while it learned.
-    let best = (0..args.num_particles).max_by(|&i, &j| mean_returns[i].total_cmp(&mean_returns[j]));
-    svpg.keep(best.unwrap_or_default())?;
+    svpg.keep_best()?;
     run.save_or_load_model(&mut svpg.best_parameters)?;
     run.evaluate(|observations| svpg.act_greedily(observations))?;
     Ok(())

@@ -260,6 +260,27 @@ fn actions_are_drawn_from_the_particle_that_plays_and_the_best_is_the_one_that_i
 }
 
 #[test]
+fn the_particle_that_is_kept_is_the_one_whose_latest_episodes_were_the_best() {
+    let mut svpg = learner(&["--num-particles=3"]);
+    // Of negative returns the first one is the mean, not a tenth of it; every later one weighs a tenth.
+    for (i, episodic_return) in [(0, -100.0), (1, -50.0), (1, -20.0), (2, -48.0)] {
+        svpg.update_mean_return(i, episodic_return);
+    }
+    assert_eq!(svpg.mean_returns, [-100.0, -47.0, -48.0]);
+    let kept = |svpg: &Svpg| {
+        svpg.keep_best().unwrap();
+        let (theta, best) = (svpg.parameters.values().unwrap(), svpg.best_parameters.values().unwrap());
+        theta.chunks(best.len()).position(|particle| particle == best)
+    };
+    assert_eq!(kept(&svpg), Some(1));
+    svpg.update_mean_return(1, -70.0); // −49.3
+    assert_eq!(kept(&svpg), Some(2));
+    // One that has not yet ended an episode is not the best.
+    svpg.mean_returns[2] = f64::NEG_INFINITY;
+    assert_eq!(kept(&svpg), Some(1));
+}
+
+#[test]
 fn every_critic_follows_its_own_particles_returns() {
     let mut svpg = learner(&["--num-particles=2", "--value-lr=0.01", "--n-critic-updates=1"]);
     let rollouts = [1.0, -1.0].map(|reward| Rollout {

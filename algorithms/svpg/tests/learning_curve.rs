@@ -35,6 +35,7 @@ fn refuses_bad_input() {
     let refuses = |args: &[&str], mentions: &[&str]| regression::refuses(SVPG, args, mentions);
     refuses(&["--env-id", "Pendulum-v1"], &["Pendulum-v1", "svpg", "Discrete actions"]);
     refuses(&["--num-particles", "0"], &["'0'", "--num-particles", "at least 1"]);
+    refuses(&["--num-particles", "10001"], &["--num-particles 10001", "at most 10000"]);
     refuses(&["--batch-episodes", "0"], &["'0'", "--batch-episodes", "at least 1"]);
     refuses(&["--temperature", "0"], &["'0'", "--temperature", "above 0"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
