@@ -33,6 +33,7 @@ fn refuses_bad_input() {
     refuses(&["--kl-direction", "sideways"], &["'sideways'", "--kl-direction", "forward", "reverse"]);
     refuses(&["--target-kl", "0"], &["'0'", "--target-kl"]);
     refuses(&["--beta", "-1"], &["--beta"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--num-minibatches", "3"], &["--num-minibatches 3", "512"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
 }
