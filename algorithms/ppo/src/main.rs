@@ -30,7 +30,7 @@
 //!
 //! Deviations from the paper, OpenAI's baselines' and CleanRL's (Huang et al. 2022, "The 37 implementation
 //! details of proximal policy optimization"): orthogonal initial weights, advantages normalised in each
-//! minibatch, gradients clipped to a norm, ε = 1e-5 in Adam. Step sizes fall as for the paper's games, where the
+//! minibatch, gradients clipped to a norm, Adam's eps 1e-5. Step sizes fall as for the paper's games, where the
 //! clip's ε does too; two networks are as in its control tasks. Our own: δ_t looks beyond a time limit; step
 //! sizes begin at 3e-3 (CleanRL: 2.5e-4, for more steps). Unlike CleanRL's, the critic's loss is not clipped.
 //!
@@ -40,11 +40,10 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
 use common::nn::{Adam, Categorical, Conv2d, Linear, VarBuilder, VarMap};
 use common::nn::{conv2d_orthogonal, linear_orthogonal};
-use common::run::Run;
+use common::{Run, cli, cli::RunArgs};
 use rand::seq::SliceRandom;
 use serde::Serialize;
 use std::process::ExitCode;
@@ -181,8 +180,7 @@ impl Rollout {
     /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
     fn advantages(&self, values: &[f32], next_values: &[f32], args: &Args) -> Vec<f32> {
         let (gamma, gae_lambda) = (args.gamma as f32, args.gae_lambda as f32);
-        let num_envs = args.num_envs;
-        let num_steps = self.rewards.len() / num_envs;
+        let (num_envs, num_steps) = (args.num_envs, self.rewards.len() / args.num_envs);
         let mut advantages = vec![0.0; self.rewards.len()];
         let mut next_advantages = vec![0.0; num_envs]; // Â_{t+1}
         for t in (0..num_steps).rev() {
@@ -267,7 +265,7 @@ impl Ppo {
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
         let actor = Network::new(space, hidden_sizes, num_actions, 0.01, vb.pp("actor"))?;
         let critic = Network::new(space, hidden_sizes, 1, 1.0, vb.pp("critic"))?;
-        // ε = 1e-5 as in OpenAI's baselines; PyTorch's default, and that of Adam's paper, is 1e-8.
+        // eps = 1e-5 as in OpenAI's baselines; PyTorch's default, and that of Adam's paper, is 1e-8.
         let optimizer = Adam::new(&parameters, args.learning_rate)?.with_eps(1e-5);
         let optimizer = optimizer.with_max_grad_norm(args.max_grad_norm);
         Ok(Self { actor, critic, parameters, optimizer, shape: space.shape(), args: args.clone(), device })
@@ -373,13 +371,15 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
-    let (num_envs, num_steps) = (args.num_envs, args.num_steps);
-    let batch_size = num_envs * num_steps;
-    if !batch_size.is_multiple_of(args.num_minibatches) {
-        let n = args.num_minibatches;
+    let (num_envs, num_steps, n) = (args.num_envs, args.num_steps, args.num_minibatches);
+    let batch_size = num_envs.saturating_mul(num_steps);
+    if batch_size > 100_000_000 {
+        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: together at most 1e8 steps"));
+    }
+    if !batch_size.is_multiple_of(n) {
         return invalid(format!("--num-minibatches {n}: must divide --num-envs × --num-steps, {batch_size}"));
     }
-    let minibatch_size = batch_size / args.num_minibatches;
+    let minibatch_size = batch_size / n;
     let mut envs = VecEnv::make(&args.run.env_id, num_envs, args.run.seed)?;
     let (_, num_actions) = envs.spec().box_or_image_to_discrete("ppo")?;
     let space = envs.spec().observation_space.clone();

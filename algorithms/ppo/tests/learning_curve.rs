@@ -40,6 +40,7 @@ fn refuses_bad_input() {
     refuses(&["--total-timesteps", "0"], &["'0'", "--total-timesteps", "at least 1"]);
     refuses(&["--num-envs", "0"], &["'0'", "--num-envs", "at least 1"]);
     refuses(&["--num-envs", "two"], &["'two'", "--num-envs"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--num-minibatches", "3"], &["--num-minibatches 3", "512"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
     refuses(&["--learning-rate", "NaN"], &["'NaN'", "--learning-rate"]);
