@@ -20,13 +20,12 @@
 //! s ← (s − mean(s)) / std(s),   r ← r / std(G),   G ← γ (1 − terminated) G + r,  0 at first in each episode
 //! ```
 //!
-//! Deviations from the paper, all of them OpenAI's baselines' and CleanRL's (Huang et al. 2022, "The
-//! 37 implementation details of proximal policy optimization"): the statistics, whose results are
-//! clipped to ±10; orthogonal initial weights; advantages normalised in each minibatch, gradients
-//! clipped to a norm; Adam's step size falls to zero, its ε is 1e-5. G leaves out what came before a
-//! termination, as in Gymnasium (Engstrom et al. 2020, arXiv:2005.12729, keep it). Our own: δ_t looks
-//! beyond a time limit (Pardo et al. 2018, arXiv:1712.00378), and an episode's last state is normalised but
-//! is no part of the statistics. As in the paper, and unlike CleanRL, the critic's change is not clipped.
+//! Deviations from the paper, as in OpenAI's baselines and CleanRL (Huang et al. 2022, "The 37 implementation
+//! details of proximal policy optimization"): the statistics, whose results are clipped to ±10; orthogonal
+//! initial weights; advantages normalised in each minibatch, clipped gradients; Adam's step size falls to zero,
+//! its eps is 1e-5. G leaves out what came before a termination, as in Gymnasium (Engstrom et al. 2020,
+//! arXiv:2005.12729, keep it). Ours: δ_t looks beyond time limits (arXiv:1712.00378), and an episode's last
+//! state is no part of the statistics. As in the paper, unlike CleanRL, the critic's change is not clipped.
 //!
 //! Run `cargo run -p ppo_continuous`: about -170 on Pendulum-v1 after 200,000 steps in 7 seconds
 //! (Tianshou's test of its PPO asks for -250; an optimal controller reaches -137).
@@ -36,7 +35,6 @@ use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::wrappers::{NormalizeObservation, NormalizeReward};
 use common::envs::{Rng, Space, VecEnv, invalid, learner_rng};
-use common::model::Model;
 use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear_orthogonal};
 use common::{Run, cli, cli::RunArgs};
 use rand::seq::SliceRandom;
@@ -227,7 +225,7 @@ impl Ppo {
             actor: mlp(action_dim, 0.01, "actor")?,
             log_std: vb.get_with_hints(action_dim, "log_std", Init::Const(0.0))?, // σ = 1
             critic: mlp(1, 1.0, "critic")?,
-            // Of all that is above. ε = 1e-5 as in OpenAI's baselines; PyTorch's and Adam's paper's is 1e-8.
+            // Of all that is above. eps = 1e-5 as in OpenAI's baselines; PyTorch's and Adam's paper's is 1e-8.
             optimizer: Adam::new(&parameters, args.learning_rate)?
                 .with_eps(1e-5)
                 .with_max_grad_norm(args.max_grad_norm),
@@ -281,7 +279,7 @@ impl Ppo {
     fn act(&self, observations: &[f32], rng: &mut Rng) -> Result<(Vec<f32>, Vec<f32>)> {
         let mean = self.actor.forward(&self.tensor(observations)?)?;
         let noise = Init::Randn { mean: 0.0, stdev: 1.0 }.tensor(mean.dims(), rng, &self.device)?;
-        // a = μ + σ ε,   ε ~ N(0, I)
+        // a = μ + σ z,   z ~ N(0, I)
         let actions = (&mean + noise.broadcast_mul(&self.log_std.exp()?)?)?;
         let log_probs = self.log_prob(&mean, &actions)?;
         Ok((actions.flatten_all()?.to_vec1()?, log_probs.to_vec1()?))
@@ -367,7 +365,11 @@ fn main() -> ExitCode {
 }
 
 fn train(args: Args) -> Result<()> {
-    let (num_envs, batch_size, n) = (args.num_envs, args.num_envs * args.num_steps, args.num_minibatches);
+    let (num_envs, num_steps, n) = (args.num_envs, args.num_steps, args.num_minibatches);
+    let batch_size = num_envs.saturating_mul(num_steps);
+    if batch_size > 100_000_000 {
+        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: together at most 1e8 steps"));
+    }
     if !batch_size.is_multiple_of(n) {
         return invalid(format!("--num-minibatches {n}: must divide --num-envs × --num-steps, {batch_size}"));
     }
@@ -375,7 +377,6 @@ fn train(args: Args) -> Result<()> {
     let (observation_dim, _) = envs.spec().box_to_box("ppo_continuous")?;
     let mut ppo = Ppo::new(observation_dim, 64, &envs.spec().action_space, &args)?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-
     let mut rng = learner_rng(args.run.seed);
     let mut indices: Vec<u32> = (0..batch_size as u32).collect();
     ppo.normalize_observation.statistics.update(envs.observations()); // s_0
@@ -401,7 +402,7 @@ fn train(args: Args) -> Result<()> {
 
         // Run the policy for num_steps steps in each environment.
         let mut rollout = Rollout::default();
-        for _ in 0..args.num_steps {
+        for _ in 0..num_steps {
             let observations = ppo.normalised(envs.observations()); // s_t, [num_envs, observation_dim]
             let (actions, log_probs) = ppo.act(&observations, &mut rng)?;
             // Easy to miss: the environment gets the action clipped to its bounds, but what is stored is
@@ -438,9 +439,8 @@ fn train(args: Args) -> Result<()> {
     }
 
     // A policy knows observations by their statistics only, so they are part of the model.
-    let mut model: [(&str, &mut dyn Model); 2] =
-        [("agent", &mut ppo.parameters), ("normalize_observation", &mut ppo.normalize_observation)];
-    run.save_or_load_model(&mut model)?;
+    let (agent, statistics) = (&mut ppo.parameters, &mut ppo.normalize_observation);
+    run.save_or_load_model(&mut [("agent", agent as _), ("normalize_observation", statistics as _)])?;
     // The mean action, by statistics that no longer change.
     run.evaluate(|observations| ppo.act_greedily(&ppo.normalised(observations)))?;
     Ok(())

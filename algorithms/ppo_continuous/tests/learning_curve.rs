@@ -34,6 +34,7 @@ fn refuses_bad_input() {
     refuses(&["--env-id", "CartPole-v1"], &["CartPole-v1", "ppo_continuous", "Box actions", "Discrete(2)"]);
     refuses(&["--num-minibatches", "3"], &["--num-minibatches 3", "2048"]);
     refuses(&["--num-minibatches", "0"], &["'0'", "--num-minibatches", "at least 1"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
     refuses(&["--gae-lambda=-0.1"], &["'-0.1'", "--gae-lambda", "0 to 1"]);
     refuses(&["--clip-coef", "inf"], &["'inf'", "--clip-coef", "finite"]);
