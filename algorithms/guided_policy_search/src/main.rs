@@ -24,7 +24,7 @@
 //! fits to samples). KL(p ‖ π_θ) is the mean over steps where p's means lead; η is the least of a few with which
 //! the bound holds and the cost falls. The first round has no bound: trajectories grow as `ilqr`'s do. Rounds
 //! have their own first states (papers: the same few); all samples are kept; T is 1 in 2013; Σ is learned with
-//! μ_θ (papers: solved for). The cost's Hessian is diagonal, not negative; bounds are held one by one; C ≥ LEAST_STD².
+//! μ_θ (papers: solved for). The cost's Hessian is diagonal, not negative; bounds are held one by one; C ≥ least_std².
 //!
 //! Run `cargo run -p guided_policy_search`: about −167 on Pendulum-v1 after 40,000 steps of the policy, in 8 seconds
 //! (steps of the model are not counted). The optimum is −137 (dynamic programming on a grid); `ilqr` reaches −144.
@@ -32,23 +32,15 @@
 use anyhow::{Context, Result};
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::envs::persist::Persist;
 use common::envs::{self, Action, Env, Rng, Space, State, VecEnv, invalid, learner_rng, rng};
 use common::nn::{Adam, Init, Linear, VarBuilder, VarMap, linear};
-use common::{Run, cli, cli::RunArgs};
+use common::{Run, cli, cli::RunArgs, envs::persist::Persist};
 use nalgebra::{Cholesky, DMatrix, DVector};
 use rand::RngExt;
 use rand_distr::StandardNormal;
 use serde::{Deserialize, Serialize};
 use std::process::ExitCode;
 
-/// Samples in a minibatch.
-const BATCH_SIZE: usize = 128;
-/// Weight T of the controllers' entropy, and their least standard deviation in any direction.
-const TEMPERATURE: f64 = 1e-3;
-const LEAST_STD: f64 = 0.1;
-/// Steps by which a first trajectory grows before it is improved again.
-const GROWTH: usize = 16;
 /// By how much states and controls are moved for differences; less would magnify the rounding of costs.
 const STEP: f64 = 1.0 / 128.0;
 type Vector = DVector<f64>;
@@ -66,6 +58,15 @@ struct Args {
     /// Local controllers of a round, each from a first state of its own
     #[arg(long, default_value_t = 40, value_parser = cli::positive)]
     num_controllers: usize,
+    /// Steps by which a trajectory of the first round grows before it is improved again
+    #[arg(long, default_value_t = 16, value_parser = cli::positive)]
+    growth: usize,
+    /// Weight T of the controllers' entropy
+    #[arg(long, default_value_t = 1e-3, value_parser = cli::non_negative)]
+    temperature: f64,
+    /// Least standard deviation of a controller's noise in any direction
+    #[arg(long, default_value_t = 0.1, value_parser = cli::above_zero)]
+    least_std: f64,
     /// Bound ε of a controller's divergence from the policy, a step
     #[arg(long, default_value_t = 1.0, value_parser = cli::above_zero)]
     kl_bound: f64,
@@ -75,6 +76,12 @@ struct Args {
     /// Minibatches of a round's supervision
     #[arg(long, default_value_t = 2500, value_parser = cli::positive)]
     updates: usize,
+    /// Samples in a minibatch
+    #[arg(long, default_value_t = 128, value_parser = cli::positive)]
+    batch_size: usize,
+    /// Units in each of the policy's two hidden layers
+    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
+    hidden_size: usize,
 }
 
 /// Two hidden layers of relu units and a standard deviation: π_θ(u|x) = N(μ_θ(x), diag σ²).
@@ -97,8 +104,7 @@ impl Policy {
 
     /// μ_θ: observations `[batch, observation_dim]` to `[batch, m]`.
     fn forward(&self, observations: &Tensor) -> Result<Tensor> {
-        let x = self.hidden1.forward_relu(observations)?;
-        let x = self.hidden2.forward_relu(&x)?;
+        let x = self.hidden2.forward_relu(&self.hidden1.forward_relu(observations)?)?;
         Ok(self.output.forward(&x)?)
     }
 }
@@ -149,26 +155,25 @@ struct Gps {
     model: Box<dyn Env>,
     low: Vector,  // the least controls, [m]
     high: Vector, // the greatest, [m]
-    device: Device,
+    args: Args,
 }
 
 impl Gps {
-    fn new(model: Box<dyn Env>, hidden_size: usize, args: &Args) -> Result<Self> {
+    fn new(model: Box<dyn Env>, args: &Args) -> Result<Self> {
         let (observation_dim, m) = model.spec().box_to_box("guided_policy_search")?;
-        let device = args.run.device()?;
         let Space::Box { low, high, .. } = &model.spec().action_space else {
             return invalid("guided_policy_search needs Box actions");
         };
-        let parameters = VarMap::new(args.run.seed);
+        let (device, parameters) = (args.run.device()?, VarMap::new(args.run.seed));
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
         Ok(Self {
-            policy: Policy::new(observation_dim, hidden_size, m, vb)?,
+            policy: Policy::new(observation_dim, args.hidden_size, m, vb)?,
             optimizer: Adam::new(&parameters, args.learning_rate)?,
             parameters,
             low: vector(low),
             high: vector(high),
             model,
-            device,
+            args: args.clone(),
         })
     }
 
@@ -188,7 +193,7 @@ impl Gps {
         let (action, mut generator): (Vec<f32>, _) = (u.iter().map(|&u| u as f32).collect(), rng(0, 0));
         let step = self.model.step(Action::Continuous(&action), &mut generator)?;
         if generator != rng(0, 0) || step.terminated {
-            return invalid(format!("--env-id {}: steps are random or end episodes", self.model.spec().id));
+            return invalid("steps are random or end episodes");
         }
         Ok((state_of(&self.model.state()?), -step.reward))
     }
@@ -204,8 +209,8 @@ impl Gps {
     /// μ_θ of observations `[n, observation_dim]`, within the controls' bounds: `[n, m]`.
     fn act_greedily(&self, observations: &[f32]) -> Result<Vec<f32>> {
         let observation_dim = self.model.spec().observation_space.size();
-        let observations = Tensor::from_slice(observations, ((), observation_dim), &self.device)?;
-        let mut actions = self.policy.forward(&observations)?.flatten_all()?.to_vec1()?;
+        let x = Tensor::from_slice(observations, ((), observation_dim), self.policy.log_std.device())?;
+        let mut actions = self.policy.forward(&x)?.flatten_all()?.to_vec1()?;
         self.model.spec().action_space.clip(&mut actions);
         Ok(actions)
     }
@@ -289,8 +294,8 @@ impl Gps {
             v_xx = z_x.transpose() * &q_zz * z_x;
             v_xx = (&v_xx + v_xx.transpose()) / 2.0; // symmetric but for rounding, which may grow
             // C⁻¹ = Q_uu / (T + η), with no eigenvalue above least_std⁻², for none is above the norm
-            let precision = q_uu / (TEMPERATURE + eta);
-            new.precisions[t] = &precision / (precision.norm() * LEAST_STD.powi(2)).max(1.0);
+            let precision = q_uu / (self.args.temperature + eta);
+            new.precisions[t] = &precision / (precision.norm() * self.args.least_std.powi(2)).max(1.0);
         }
         Ok(new)
     }
@@ -364,9 +369,8 @@ impl Gps {
     /// KL( π_θ(·|x) ‖ p(·|x) ), `[batch]`.
     fn kl(&self, batch: &Samples<Tensor>) -> Result<Tensor> {
         let difference = (self.policy.forward(&batch.observations)? - &batch.means)?.unsqueeze(2)?; // [batch, m, 1]
-        let variance = (&self.policy.log_std * 2.0)?.exp()?; // Σ, [m]
-        let m = variance.elem_count();
-        let sigma = Tensor::eye(m, DType::F32, &self.device)?.broadcast_mul(&variance)?; // [m, m]
+        let (m, variance) = (self.low.len(), (&self.policy.log_std * 2.0)?.exp()?);
+        let sigma = Tensor::eye(m, DType::F32, variance.device())?.broadcast_mul(&variance)?; // Σ, [m, m]
         // ½ [ tr(C⁻¹ Σ) + (μ_θ − μ_p)ᵀ C⁻¹ (μ_θ − μ_p) + ln det C − ln det Σ − m ]
         let trace = batch.precisions.broadcast_mul(&sigma)?.sum((1, 2))?;
         let quadratic = (batch.precisions.matmul(&difference)? * &difference)?.sum((1, 2))?;
@@ -402,22 +406,20 @@ fn main() -> ExitCode {
 
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, args.num_controllers, args.run.seed)?;
-    let mut gps = Gps::new(envs::make(&args.run.env_id)?, 64, &args)?;
-    let horizon = envs.spec().episode_limit() as usize;
-    gps.control(state_of(&envs.state(0)?), horizon, horizon, -1.0)?; // refuses what no one can plan in
+    let mut gps = Gps::new(envs::make(&args.run.env_id)?, &args)?;
+    let (horizon, device) = (envs.spec().episode_limit() as usize, args.run.device()?);
+    let cannot = || format!("--env-id {}: guided_policy_search cannot plan there", args.run.env_id);
+    gps.control(state_of(&envs.state(0)?), horizon, horizon, -1.0).with_context(cannot)?;
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-    let (mut samples, mut rng) = (Samples::default(), learner_rng(args.run.seed));
-
-    let mut global_step = 0;
+    let (mut samples, mut rng, mut global_step) = (Samples::default(), learner_rng(args.run.seed), 0);
     while global_step < run.total_timesteps {
         let Gps { parameters, optimizer, .. } = &mut gps;
         let mut items: Vec<(&str, &mut dyn Persist)> = vec![("policy", parameters), ("optimizer", optimizer)];
         items.extend([("samples", &mut samples as &mut dyn Persist), ("envs", &mut envs), ("rng", &mut rng)]);
         run.resume_or_checkpoint(&mut global_step, &mut items)?;
-
         // Control, around what the policy does from first states that are new; an untrained one is no bound.
-        let is_first = global_step == 0;
-        let (growth, bound) = if is_first { (GROWTH, f64::INFINITY) } else { (horizon, args.kl_bound) };
+        let first = (args.growth, f64::INFINITY);
+        let (growth, bound) = if global_step == 0 { first } else { (horizon, args.kl_bound) };
         let (mut cost, mut divergence) = (0.0, 0.0);
         for i in 0..args.num_controllers {
             let p = gps.control(state_of(&envs.state(i)?), growth, horizon, bound)?;
@@ -431,16 +433,14 @@ fn train(args: Args) -> Result<()> {
         }
         run.log(global_step, "charts/controller_return", -cost / args.num_controllers as f64)?;
         run.log(global_step, "charts/divergence", divergence / args.num_controllers as f64)?;
-
         // Supervision: towards all controllers so far.
         let mut loss = 0.0;
         for update in 0..args.updates {
             gps.optimizer.learning_rate = (1.0 - update as f64 / args.updates as f64) * args.learning_rate;
-            loss = gps.update_policy(&samples.draw(BATCH_SIZE, &mut rng, &gps.device)?)?;
+            loss = gps.update_policy(&samples.draw(args.batch_size, &mut rng, &device)?)?;
         }
         run.log(global_step, "losses/policy_loss", loss)?;
     }
-
     run.save_or_load_model(&mut gps.parameters)?;
     run.evaluate(|observations| gps.act_greedily(observations))?;
     Ok(())

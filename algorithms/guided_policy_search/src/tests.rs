@@ -14,7 +14,7 @@ fn args(flags: &[&str]) -> Args {
 }
 
 fn gps(id: &str) -> Gps {
-    Gps::new(envs::make(id).unwrap(), 16, &args(&[])).unwrap()
+    Gps::new(envs::make(id).unwrap(), &args(&["--hidden-size=16"])).unwrap()
 }
 
 fn point(numbers: &[f64]) -> Vector {
@@ -53,7 +53,7 @@ fn recorded_update() {
     let actions = Space::uniform(m, f32::NEG_INFINITY, f32::INFINITY);
     let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
     let flag = format!("--learning-rate={}", recording.number("policy_lr"));
-    let mut gps = Gps::new(Box::new(model), 32, &args(&[&flag])).unwrap();
+    let mut gps = Gps::new(Box::new(model), &args(&["--hidden-size=32", &flag])).unwrap();
     recording.set(&gps.parameters, POLICY);
     let weights = recording.floats("batch/weights");
 
@@ -223,8 +223,12 @@ fn a_linear_systems_controller_is_that_of_the_riccati_equation() {
     assert_abs_diff_eq!(p.cost, x.dot(&(riccati * &x)), epsilon = 2e-2);
     // C⁻¹ = Q_uu / (T + η): c = … + u², and at the last step nothing else. No deviation is below the least.
     let last = |found: Controller| found.precisions[49][(0, 0)];
-    assert_abs_diff_eq!(last(gps.backward(&p, 1.0).unwrap()), 3.0 / (TEMPERATURE + 1.0), epsilon = 1e-4);
-    assert_abs_diff_eq!(last(gps.backward(&p, 1e-5).unwrap()), LEAST_STD.powi(-2), epsilon = 1e-9);
+    assert_abs_diff_eq!(
+        last(gps.backward(&p, 1.0).unwrap()),
+        3.0 / (gps.args.temperature + 1.0),
+        epsilon = 1e-4
+    );
+    assert_abs_diff_eq!(last(gps.backward(&p, 1e-5).unwrap()), gps.args.least_std.powi(-2), epsilon = 1e-9);
     // With costs that are exactly quadratic and dynamics that are linear, one step back and forth is the optimum.
     let start = policys(&mut gps, &[1.5, -0.5], 50);
     let found = gps.backward(&start, 1e-5).unwrap();
@@ -238,7 +242,7 @@ fn riccati_of() -> Matrix {
 #[test]
 fn the_pendulum_swings_up_from_rest() {
     let mut gps = gps("Pendulum-v1");
-    let p = gps.control(point(&[PI, 0.0]), GROWTH, 200, f64::INFINITY).unwrap();
+    let p = gps.control(point(&[PI, 0.0]), gps.args.growth, 200, f64::INFINITY).unwrap();
     assert!(p.cost < 400.0, "{}", p.cost); // the optimum by dynamic programming on a grid: 300.7
     assert!(p.controls.iter().all(|u| u[0].abs() <= 2.0));
     let last = &p.states[200];
@@ -380,7 +384,7 @@ fn supervision_makes_the_policy_the_controller() {
 fn what_ends_by_itself_is_refused() {
     let actions = Space::uniform(1, -1.0, 1.0);
     let model = Scripted::new(0, View::Vector, actions, SCRIPT, Log::default());
-    let mut gps = Gps::new(Box::new(TimeLimit::new(model)), 16, &args(&[])).unwrap();
+    let mut gps = Gps::new(Box::new(TimeLimit::new(model)), &args(&[])).unwrap();
     let mut at = |step: f64| gps.step(&point(&[0.0, step]), &point(&[0.25]));
     assert_eq!(at(1.0).unwrap(), (point(&[0.0, 2.0]), -2.0));
     assert!(at(2.0).unwrap_err().to_string().contains("end episodes"));

@@ -52,9 +52,14 @@ fn refuses_bad_input() {
         &["CartPole-v1", "guided_policy_search", "Box actions", "Discrete(2)"],
     );
     refuses(&["--env-id", "FrozenLake-v1"], &["FrozenLake-v1", "Discrete(16)"]);
-    refuses(&["--env-id", "LaplacianSystem-v0"], &["--env-id LaplacianSystem-v0", "steps are random"]);
-    refuses(&["--env-id", "ContinuousCartPole-v0"], &["ContinuousCartPole-v0", "end episodes"]);
+    refuses(&["--env-id", "LaplacianSystem-v0"], &["--env-id LaplacianSystem-v0: ", "steps are random"]);
+    refuses(&["--env-id", "ContinuousCartPole-v0"], &["--env-id ContinuousCartPole-v0: ", "end episodes"]);
     refuses(&["--num-controllers", "0"], &["'0'", "--num-controllers", "at least 1"]);
+    refuses(&["--growth", "0"], &["'0'", "--growth", "at least 1"]);
+    refuses(&["--temperature", "-1"], &["'-1'", "--temperature", "at least 0"]);
+    refuses(&["--least-std", "0"], &["'0'", "--least-std", "above 0"]);
+    refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
+    refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--kl-bound", "0"], &["'0'", "--kl-bound", "above 0"]);
     refuses(&["--learning-rate", "-1"], &["'-1'", "--learning-rate", "at least 0"]);
     refuses(&["--updates", "many"], &["'many'", "--updates"]);
