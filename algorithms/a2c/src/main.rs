@@ -132,7 +132,7 @@ impl Policy {
             Policy::Softmax(categorical) => categorical.sample(rng)?.to_dtype(DType::F32)?.to_vec1()?,
             Policy::Gaussian { mean, log_std } => {
                 let noise = Init::Randn { mean: 0.0, stdev: 1.0 }.tensor(mean.dims(), rng, mean.device())?;
-                // a = μ + σ ε,   ε ~ N(0, I)
+                // a = μ + σ z,   z ~ N(0, I)
                 (mean + noise.broadcast_mul(&log_std.exp()?)?)?.flatten_all()?.to_vec1()?
             }
         })
