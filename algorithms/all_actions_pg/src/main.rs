@@ -332,7 +332,12 @@ fn main() -> ExitCode {
 fn train(args: Args) -> Result<()> {
     let mut envs = VecEnv::make(&args.run.env_id, args.num_envs, args.run.seed)?;
     let (observation_dim, num_actions) = envs.spec().box_to_discrete("all_actions_pg")?;
-    if args.variance_every > 0 && args.num_envs * args.num_steps < 2 {
+    let Args { num_envs, num_steps, .. } = args;
+    let rollout_size = num_envs.saturating_mul(num_steps);
+    if rollout_size > 100_000_000 {
+        return invalid(format!("--num-envs {num_envs} --num-steps {num_steps}: together at most 1e8 steps"));
+    }
+    if args.variance_every > 0 && rollout_size < 2 {
         return invalid("--num-envs 1 --num-steps 1: --variance-every needs two steps or more".to_string());
     }
     let mut rng = learner_rng(args.run.seed);

@@ -58,6 +58,7 @@ fn refuses_bad_input() {
     refuses(&["--gradient", "expected"], &["'expected'", "--gradient", "all-actions, sampled, advantage"]);
     refuses(&["--critic-updates", "0"], &["'0'", "--critic-updates", "at least 1"]);
     refuses(&["--gamma", "1.5"], &["'1.5'", "--gamma", "0 to 1"]);
+    refuses(&["--num-steps", "9000000000000000000"], &["--num-steps 9000000000000000000", "at most 1e8"]);
     let one = ["--num-envs", "1", "--num-steps", "1", "--variance-every", "1"];
     refuses(&one, &["--num-envs 1", "--num-steps 1", "--variance-every"]);
 }
