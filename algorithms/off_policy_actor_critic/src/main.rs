@@ -20,7 +20,8 @@
 //! φ goes down L, θ up J; in J's first term only ln π_θ has a gradient: ã, Q and V are held constant. States
 //! are still the old policies', and all that can be done about that is to forget the oldest: a better policy
 //! is asked for on more states than it will visit. A draw is a = argmax_a ( ln π(a|s) + u_a ) with u from
-//! Gumbel's distribution, so that the noise can be given.
+//! Gumbel's distribution, so that the noise can be given. A time limit ends no episode for y, which looks beyond
+//! it from the true last state (Pardo et al. 2018, arXiv:1712.00378).
 //!
 //! Deviations from the notes, each taken back by a flag: a target network φ⁻ (`--tau 1`), without which the
 //! target moves with what it is the target of; a baseline V(s) (`--baseline false`), without which Q, all
