@@ -300,7 +300,7 @@ impl Impala {
         let loss = ((&policy_loss + (&value_loss * self.args.vf_coef)?)? - (&entropy * self.args.ent_coef)?)?;
         self.optimizer.backward_step(&loss)?;
 
-        // KL(μ ‖ π_θ) ≈ E[ ratio − 1 − ln ratio ], ratio = π_θ / μ (Schulman 2020, "Approximating KL divergence")
+        // KL(μ ‖ π_θ) ≈ E[ ratio − 1 − ln ratio ], not clipped (Schulman 2020, "Approximating KL divergence")
         let log_ratios = new_log_probs.iter().zip(&rollout.log_probs).map(|(new, old)| new - old);
         Ok(Losses {
             policy_loss: policy_loss.to_scalar()?,
