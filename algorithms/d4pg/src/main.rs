@@ -24,7 +24,8 @@
 //! - a run is the same each time: in rounds an actor makes num_steps steps with the θ of the round's beginning,
 //!   while the learner makes as many updates;
 //! - target networks are averages (the paper copies them at intervals), priorities cross-entropies, as in
-//!   `rainbow` (the paper leaves them open); networks, batches and buffer are small, step sizes and σ large;
+//!   `rainbow` (the paper leaves them open); networks (two hidden layers of 64 units), batches and buffer are
+//!   small, step sizes and σ large;
 //! - noise is in units of c, as the paper's actions all lie in [-1, 1].
 //!
 //! An actor's state goes back and forth with each round, so environments that cannot be saved (`gym:` with
@@ -88,6 +89,9 @@ struct Args {
     /// Transitions in an update
     #[arg(long, default_value_t = 128, value_parser = cli::positive)]
     batch_size: usize,
+    /// Units in each of the two hidden layers
+    #[arg(long, default_value_t = 64, value_parser = cli::positive)]
+    hidden_size: usize,
     /// Standard deviation of the exploration noise, σ, where an action's range is [-1, 1]
     #[arg(long, default_value_t = 0.6, value_parser = cli::non_negative)]
     exploration_noise: f64,
@@ -220,13 +224,13 @@ struct D4pg {
 }
 
 impl D4pg {
-    fn new(observation_dim: usize, bounds: [&[f32]; 2], hidden_size: usize, args: &Args) -> Result<Self> {
-        let (device, seed, action_dim) = (args.run.device()?, args.run.seed, bounds[0].len());
+    fn new(observation_dim: usize, bounds: [&[f32]; 2], args: &Args) -> Result<Self> {
+        let (device, seed, size) = (args.run.device()?, args.run.seed, args.hidden_size);
         let delta_z = (args.v_max - args.v_min) / (args.n_atoms - 1) as f64;
         let support: Vec<_> = (0..args.n_atoms).map(|j| (args.v_min + j as f64 * delta_z) as f32).collect();
         Ok(Self {
-            actor: Networks::new(seed, [observation_dim, hidden_size, action_dim], args)?,
-            critic: Networks::new(!seed, [observation_dim + action_dim, hidden_size, args.n_atoms], args)?,
+            actor: Networks::new(seed, [observation_dim, size, bounds[0].len()], args)?,
+            critic: Networks::new(!seed, [observation_dim + bounds[0].len(), size, args.n_atoms], args)?,
             action_bias: Tensor::new(bounds[0], &device)?,
             action_scale: Tensor::new(bounds[1], &device)?,
             support: Tensor::new(support, &device)?,
@@ -356,7 +360,7 @@ fn train(args: Args) -> Result<()> {
     let envs = VecEnv::make(&args.run.env_id, 1, args.run.seed)?;
     let (observation_dim, _) = envs.spec().box_to_box("d4pg")?;
     let (action_bias, action_scale) = envs.spec().action_range("d4pg")?;
-    let agent = || D4pg::new(observation_dim, [&action_bias, &action_scale], 64, &args);
+    let agent = || D4pg::new(observation_dim, [&action_bias, &action_scale], &args);
     agent()?; // whatever is wrong with the flags is said once
     dist::launch(workers.into(), |world| match world.rank() {
         0 => learn(agent()?, &args, world),
@@ -388,21 +392,19 @@ fn learn(mut d4pg: D4pg, args: &Args, world: &World) -> Result<()> {
 
     let (mut global_step, mut updates) = (0, 0);
     while global_step < run.total_timesteps {
-        run.resume_or_checkpoint(
-            &mut global_step,
-            &mut [
-                ("actor", &mut d4pg.actor.parameters),
-                ("actor_optimizer", &mut d4pg.actor.optimizer),
-                ("target_actor", &mut d4pg.actor.target_parameters),
-                ("critic", &mut d4pg.critic.parameters),
-                ("critic_optimizer", &mut d4pg.critic.optimizer),
-                ("target_critic", &mut d4pg.critic.target_parameters),
-                ("updates", &mut updates),
-                ("buffer", &mut buffer),
-                ("actors", &mut Fixed(&mut states)),
-                ("rng", &mut rng),
-            ],
-        )?;
+        let mut items: [(&str, &mut dyn Persist); 10] = [
+            ("actor", &mut d4pg.actor.parameters),
+            ("actor_optimizer", &mut d4pg.actor.optimizer),
+            ("target_actor", &mut d4pg.actor.target_parameters),
+            ("critic", &mut d4pg.critic.parameters),
+            ("critic_optimizer", &mut d4pg.critic.optimizer),
+            ("target_critic", &mut d4pg.critic.target_parameters),
+            ("updates", &mut updates),
+            ("buffer", &mut buffer),
+            ("actors", &mut Fixed(&mut states)),
+            ("rng", &mut rng),
+        ];
+        run.resume_or_checkpoint(&mut global_step, &mut items)?;
 
         // The actors gather with θ as it is, while the learner learns from what they gathered before.
         let parameters = d4pg.actor.parameters.save()?;

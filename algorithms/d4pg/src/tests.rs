@@ -15,7 +15,8 @@ fn args(flags: &[&str]) -> Args {
 
 /// A learner of observations `[3]` and actions within (-2, 1) × (-1, 1.5).
 fn learner(flags: &[&str]) -> D4pg {
-    D4pg::new(3, [&[-0.5, 0.25], &[1.5, 1.25]], 32, &args(flags)).unwrap()
+    let flags = [&["--hidden-size=32"], flags].concat();
+    D4pg::new(3, [&[-0.5, 0.25], &[1.5, 1.25]], &args(&flags)).unwrap()
 }
 
 const ACTOR: Layers = &[("hidden1", &["actor/fc1"]), ("hidden2", &["actor/fc2"]), ("output", &["actor/fc3"])];

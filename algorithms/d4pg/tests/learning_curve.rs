@@ -61,5 +61,6 @@ fn refuses_bad_input() {
     refuses(&["--num-steps", "0"], &["'0'", "--num-steps", "at least 1"]);
     refuses(&["--batch-size", "0"], &["'0'", "--batch-size", "at least 1"]);
     refuses(&["--buffer-size", "0"], &["'0'", "--buffer-size", "at least 1"]);
+    refuses(&["--hidden-size", "0"], &["'0'", "--hidden-size", "at least 1"]);
     refuses(&["--exploration-noise", "inf"], &["'inf'", "--exploration-noise"]);
 }
