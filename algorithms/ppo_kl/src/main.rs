@@ -35,8 +35,8 @@
 //! are normalised in each minibatch, gradients clipped; Adam's step size falls to zero, its ε is 1e-5; and, our
 //! own, δ_t looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378).
 //!
-//! Run `cargo run -p ppo_kl`: 475 (Gymnasium's threshold) or more on CartPole-v1 after 100,000 steps, in a second,
-//! with 55 of 55 seeds.
+//! Run `cargo run -p ppo_kl`: 475 (Gymnasium's threshold) or more on CartPole-v1 after 100,000 steps, in a
+//! second, with 55 of 55 seeds.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
