@@ -29,12 +29,13 @@
 //! no longer matters beside it.
 //!
 //! Deviations from the paper. Its algorithm takes the plain step θ ← θ + α ĝ; Adam is its authors'
-//! program's, and so is putting the decay of θ, of which the text speaks, into Adam's gradient. There, equal returns are ranked in whatever order
-//! the sort leaves them, so that noise is followed where nothing is to be learned; here they share the
-//! mean of their ranks. Both members of a pair play the same episode, which takes its luck out of
-//! their difference. Actions are the best ones, undisturbed; there is no virtual batch normalisation.
-//! Where the environment has no time limit, an episode counts with what it earned in
-//! 27,000 steps (`MAX_EPISODE_STEPS`): a policy that walks in circles would otherwise stop the search.
+//! program's, and so is putting the decay of θ, of which the text speaks, into Adam's gradient. There,
+//! equal returns are ranked in whatever order the sort leaves them, so that noise is followed where nothing
+//! is to be learned; here they share the mean of their ranks. Both members of a pair play the same episode,
+//! which takes its luck out of their difference. Actions are the best ones, undisturbed; there is no
+//! virtual batch normalisation. Where the environment has no time limit, an episode counts with what it
+//! earned in 27,000 steps (`MAX_EPISODE_STEPS`): a policy that walks in circles would otherwise stop the
+//! search.
 //!
 //! Run `cargo run -p es`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in about a second. The result is the same for any number of
@@ -89,6 +90,9 @@ struct Args {
     /// Decay of the parameters, λ
     #[arg(long, default_value_t = 0.005, value_parser = cli::non_negative)]
     weight_decay: f64,
+    /// Sizes of the policy's hidden layers; the default is the paper's
+    #[arg(long, default_value = "64,64", value_delimiter = ',', value_parser = cli::positive)]
+    hidden_sizes: Vec<usize>,
 }
 
 /// The policy: hidden layers of tanh units, and the best of the outputs.
@@ -147,12 +151,12 @@ struct Es {
 }
 
 impl Es {
-    fn new(observation_dim: usize, hidden_sizes: &[usize], num_actions: usize, args: &Args) -> Result<Self> {
+    fn new(observation_dim: usize, num_actions: usize, args: &Args) -> Result<Self> {
         let device = args.run.device()?;
         let (parameters, member_parameters) = (VarMap::new(args.run.seed), VarMap::new(args.run.seed));
         let policy = |parameters: &VarMap| {
             let vb = VarBuilder::from_varmap(parameters, DType::F32, &device);
-            Policy::new(observation_dim, hidden_sizes, num_actions, vb)
+            Policy::new(observation_dim, &args.hidden_sizes, num_actions, vb)
         };
         Ok(Self {
             policy: policy(&parameters)?,
@@ -267,8 +271,7 @@ fn train(args: Args) -> Result<()> {
     }
     let spec = VecEnv::make(&args.run.env_id, 1, args.run.seed)?.spec().clone();
     let (observation_dim, num_actions) = spec.box_to_discrete("es")?;
-    // Two hidden layers of 64 tanh units, as in the paper.
-    let learner = || Es::new(observation_dim, &[64, 64], num_actions, &args);
+    let learner = || Es::new(observation_dim, num_actions, &args);
     learner()?; // whatever is wrong with the flags is said once
     dist::launch(workers, |world| evolve(learner()?, &args, world))
 }

@@ -8,10 +8,15 @@ use regression::recorded::values;
 use regression::scripted::End;
 use regression::{Layers, Recording, SCRIPT, View, first_gradients, scripted};
 
-/// Of 4 numbers and 2 actions, with the default hyper-parameters but for `flags`.
+/// Of 2 actions, with the default hyper-parameters but for `flags` and layers, of which there may be none.
+fn of(observation_dim: usize, hidden_sizes: &[usize], flags: &[&str]) -> Es {
+    let args: Args = cli::parse_from(["es"].iter().chain(flags).map(Into::into)).unwrap();
+    Es::new(observation_dim, 2, &Args { hidden_sizes: hidden_sizes.to_vec(), ..args }).unwrap()
+}
+
+/// The same, of 4 numbers.
 fn es(hidden_sizes: &[usize], flags: &[&str]) -> Es {
-    let args = cli::parse_from(["es"].iter().chain(flags).map(Into::into)).unwrap();
-    Es::new(4, hidden_sizes, 2, &args).unwrap()
+    of(4, hidden_sizes, flags)
 }
 
 /// All numbers of a map, in its order.
@@ -207,8 +212,7 @@ fn the_first_step_of_adam_is_its_step_size_along_the_sign() {
 #[test]
 fn the_member_plays_whole_episodes() {
     let (mut envs, log) = scripted(1, View::Vector, Space::Discrete { n: 2 }, SCRIPT);
-    let args = cli::parse_from(["es"].iter().map(Into::into)).unwrap();
-    let es = Es::new(3, &[8], 2, &args).unwrap();
+    let es = of(3, &[8], &[]);
     es.set_member(-1.0, &es.noise(0).0).unwrap();
     // Every reset begins the script's next episode: (length, end) = (4, truncated), (1, terminated), …
     for (episode, length, sum) in [(1, 4, 50.0), (3, 2, 63.0)] {
@@ -228,8 +232,7 @@ fn the_member_plays_whole_episodes() {
 #[test]
 fn an_episode_without_end_is_cut() {
     let (mut envs, _) = scripted(1, View::Vector, Space::Discrete { n: 2 }, &[(100_000, End::Terminated)]);
-    let args = cli::parse_from(["es"].iter().map(Into::into)).unwrap();
-    let es = Es::new(3, &[], 2, &args).unwrap();
+    let es = of(3, &[], &[]);
     let episode = es.play(&mut envs, 7).unwrap();
     assert_eq!(episode.length, MAX_EPISODE_STEPS);
     assert_eq!(episode.episodic_return, envs.running_returns()[0]);

@@ -49,6 +49,7 @@ fn refuses_bad_input() {
     refuses(&["--sigma", "0"], &["'0'", "--sigma", "above 0"]);
     refuses(&["--population-size", "63"], &["--population-size 63", "even"]);
     refuses(&["--weight-decay", "inf"], &["'inf'", "--weight-decay"]);
+    refuses(&["--hidden-sizes", "64,0"], &["'0'", "--hidden-sizes", "at least 1"]);
     refuses(&["--run-dir", "/proc/none"], &["--run-dir", "/proc/none"]);
 }
 

@@ -28,9 +28,9 @@
 //!
 //! Deviations from the paper: vectors instead of images; the student is a layer of tanh units instead of a
 //! smaller DQN, and sees zeros where its task's observation is shorter than another's; Adam instead of
-//! RMSProp, its step size falling to zero; a memory of everything seen; τ is 1, which
-//! suffices for `ppo`'s logits and teachers that were sought (with `dqn`'s models use `--temperature 0.01`);
-//! tasks take turns after every minibatch.
+//! RMSProp, its step size falling to zero; a memory of everything seen; τ is 1, which suffices for `ppo`'s
+//! logits and for the linear teachers that the cross-entropy method finds (with `dqn`'s models use
+//! `--temperature 0.01`); tasks take turns after every minibatch.
 //!
 //! Run `cargo run -p policy_distillation`: 475 or more on CartPole-v1 (95 % of the teacher's 500) after
 //! 40,000 steps in which the teacher was watched, in a second. Both tasks by one student:
@@ -53,8 +53,6 @@ use std::{path::Path, path::PathBuf, process::ExitCode};
 const EVALUATION_SEED: u64 = 0x5EED_0E7A;
 /// The search for teachers draws from this seed's streams, apart from the student's.
 const TEACHER_SEED: u64 = 0x7EAC_4E25;
-/// Variance that the first generation of teachers gets on top of its elites'.
-const NOISE: f32 = 0.25;
 
 /// Sizes of a task: `(observation_dim, num_actions)`.
 type Dims = (usize, usize);
@@ -72,7 +70,7 @@ struct Args {
     #[arg(long, value_delimiter = ',')]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     further_env_ids: Vec<String>,
-    /// Models of dqn or ppo, one for each task [default: teachers are sought first]
+    /// Models of dqn or ppo, one for each task [default: linear policies are sought first]
     #[arg(long, value_delimiter = ',', value_name = "model.safetensors")]
     #[serde(skip_serializing_if = "Vec::is_empty")]
     teachers: Vec<PathBuf>,
@@ -106,6 +104,9 @@ struct Args {
     /// The best of them, to which the distribution of policies is refitted, M
     #[arg(long, default_value_t = 8, value_parser = cli::positive)]
     elites: usize,
+    /// Variance on top of the elites' in the first generation, falling to zero after the last
+    #[arg(long, default_value_t = 0.25, value_parser = cli::non_negative)]
+    extra_variance: f64,
 }
 
 /// What the student descends; the formulas are at the top.
@@ -219,7 +220,7 @@ impl Teacher {
             ranking.sort_by(|&i, &j| returns[j].total_cmp(&returns[i]));
             ranking.truncate(args.elites);
             // Less and less variance on top keeps σ from vanishing too early.
-            let extra = NOISE * (1.0 - generation as f32 / args.generations as f32);
+            let extra = args.extra_variance as f32 * (1.0 - generation as f32 / args.generations as f32);
             for k in 0..size {
                 let elites = ranking.iter().map(|i| policies[i * size + k]);
                 // μ ← mean(E), σ² ← variance(E) + extra
@@ -386,8 +387,7 @@ fn train(args: Args) -> Result<()> {
             None => teachers.push(Teacher::search(env_id, dims[k], &args)?),
         }
     }
-    let mut student = Student::new(&dims, &args)?;
-    let mut rng = learner_rng(args.run.seed);
+    let (mut student, mut rng) = (Student::new(&dims, &args)?, learner_rng(args.run.seed));
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
 
     let names: Vec<String> = (0..num_tasks).map(|k| format!("envs{k}")).collect();

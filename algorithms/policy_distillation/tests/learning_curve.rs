@@ -43,6 +43,7 @@ fn refuses_bad_input() {
     refuses(&["--temperature", "0"], &["'0'", "--temperature", "above 0"]);
     refuses(&["--teachers", "none.safetensors"], &["--teachers none.safetensors", "not a model"]);
     refuses(&["--elites", "65"], &["--elites 65", "--population = 64"]);
+    refuses(&["--extra-variance=-1"], &["'-1'", "--extra-variance", "at least 0"]);
     let two = ["--teachers", "a.safetensors,b.safetensors"];
     refuses(&two, &["--teachers", "2 models for 1 tasks", "one for each"]);
 }
