@@ -21,10 +21,9 @@
 //! The gradient of J(φ) is the deterministic policy gradient (Silver et al. 2014):
 //! `∇_φ J(φ) = −E[ ∇_a Q_θ(s, a)|_{a = μ_φ(s)} ∇_φ μ_φ(s) ]`.
 //!
-//! Whenever an episode ends, the value of its first state, Q_θ(s_0, μ_φ(s_0)), is logged as
-//! `charts/start_value` beside what came of it, Σ_t γ^t r_t, as `charts/discounted_return`: of actions with
-//! their noise, and without what lies beyond a truncation. Values that stay
-//! above it by more than these explain are overestimated.
+//! When an episode ends, the value of its first state, Q_θ(s_0, μ_φ(s_0)), is logged as `charts/start_value`,
+//! what came of it, Σ_t γ^t r_t (of noisy actions, without what lies beyond a truncation), as
+//! `charts/discounted_return`, and how much less that is as `charts/overestimation`, which `td3` mends.
 //!
 //! Deviations from the paper:
 //! - Gaussian noise, which explores as well (Fujimoto et al. 2018, arXiv:1802.09477) and is CleanRL's; the
@@ -415,8 +414,10 @@ fn train(args: Args) -> Result<()> {
         run.episodes(global_step, envs.episodes())?;
         if let Some(episode) = running_episode.add_step(&envs, args.gamma) {
             ddpg.reset_noise();
-            run.log(global_step, "charts/start_value", ddpg.value(&episode.start_observation)?)?;
+            let start_value = f64::from(ddpg.value(&episode.start_observation)?);
+            run.log(global_step, "charts/start_value", start_value)?;
             run.log(global_step, "charts/discounted_return", episode.discounted_return)?;
+            run.log(global_step, "charts/overestimation", start_value - episode.discounted_return)?;
         }
         if global_step <= args.learning_starts {
             continue;

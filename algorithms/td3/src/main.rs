@@ -2,11 +2,10 @@
 //!
 //! Fujimoto, van Hoof & Meger (2018), arXiv:1802.09477.
 //!
-//! A deterministic actor climbs its critic, and so finds whatever the critic overrates; those
-//! errors then feed back through the critic's own targets. TD3 is DDPG (Lillicrap et al. 2015,
-//! arXiv:1509.02971) with three remedies: the targets take the smaller of two critics' values;
-//! they take it at an action with a little noise, so that no narrow peak is worth anything; and
-//! the actor and all averages move less often than the critics, once these have settled a little.
+//! A deterministic actor climbs its critic, and so finds whatever the critic overrates; those errors then
+//! feed back through the critic's targets. TD3 is DDPG (Lillicrap et al. 2015, arXiv:1509.02971) with three
+//! remedies: targets take the smaller of two critics' values, at an action with a little noise, so that no
+//! narrow peak is worth anything; and actor and averages move less often than the critics, which settle first.
 //!
 //! ```text
 //! target     y = r + γ (1 − terminated) min_i Q_θ̄i(s', ã'),   ã' = clip( μ_φ̄(s') + c ε, b − c, b + c )
@@ -20,9 +19,9 @@
 //! The gradient of J(φ) is the deterministic policy gradient (Silver et al. 2014):
 //! `∇_φ J(φ) = −E[ ∇_a Q_θ1(s, a)|_{a = μ_φ(s)} ∇_φ μ_φ(s) ]`.
 //!
-//! Whenever an episode ends, the value of its first state, Q_θ1(s_0, μ_φ(s_0)), which is what the actor
-//! climbs, is logged as `charts/start_value` beside what came of it, Σ_t γ^t r_t, as
-//! `charts/discounted_return`: of actions with their noise, and without what lies beyond a truncation.
+//! When an episode ends, the value of its first state, Q_θ1(s_0, μ_φ(s_0)), which the actor climbs, is logged
+//! as `charts/start_value`, what came of it, Σ_t γ^t r_t (of noisy actions, without what lies beyond a
+//! truncation), as `charts/discounted_return`, and how much less that is as `charts/overestimation`.
 //!
 //! Deviations from the paper: noise is in units of c, there in those of the actions (which are the same where
 //! actions lie in [-1, 1]); ã' is clipped to the bounds, as in its authors' code; both hidden layers have 256
@@ -262,8 +261,7 @@ impl Td3 {
             let critic = |name| Mlp::new(observation_dim + action_dim, hidden_size, 1, vb.pp(name));
             Ok([critic("qf1")?, critic("qf2")?]) // one after the other: twins born equal would stay equal
         };
-        let actor_parameters = VarMap::new(rng.random());
-        let critic_parameters = VarMap::new(rng.random());
+        let (actor_parameters, critic_parameters) = (VarMap::new(rng.random()), VarMap::new(rng.random()));
         let (target_actor_parameters, target_critic_parameters) = (VarMap::new(0), VarMap::new(0));
         let (actor, critics) = (new_actor(&actor_parameters)?, new_critics(&critic_parameters)?);
         let target_actor = new_actor(&target_actor_parameters)?;
@@ -413,8 +411,10 @@ fn train(args: Args) -> Result<()> {
         global_step += 1;
         run.episodes(global_step, envs.episodes())?;
         if let Some(episode) = running_episode.add_step(&envs, args.gamma) {
-            run.log(global_step, "charts/start_value", td3.value(&episode.start_observation)?)?;
+            let start_value = f64::from(td3.value(&episode.start_observation)?);
+            run.log(global_step, "charts/start_value", start_value)?;
             run.log(global_step, "charts/discounted_return", episode.discounted_return)?;
+            run.log(global_step, "charts/overestimation", start_value - episode.discounted_return)?;
         }
         if global_step <= args.learning_starts {
             continue;
