@@ -237,7 +237,7 @@ impl Ppg {
             actor,
             auxiliary: linear_orthogonal(features, 1, 1.0, vb(&actor_parameters, "auxiliary"))?,
             critic: Network::new(space, hidden, 1, 1.0, vb(&critic_parameters, "critic"))?,
-            // Of all that is above.
+            // After the networks: they take the parameters that exist by now.
             actor_optimizer: Adam::new(&actor_parameters, args.learning_rate)?,
             auxiliary_optimizer: Adam::new(&actor_parameters, args.learning_rate)?,
             critic_optimizer: Adam::new(&critic_parameters, args.learning_rate)?,
