@@ -31,14 +31,14 @@
 //! no end of an episode, and in training an episode's first one begins with what is left of the last one's.
 //!
 //! Run `cargo run -p latent_mpc`: about −200 (17 of 18 seeds reach −300, one ends at −419) in half a minute
-//! on PartialPendulum-v0, Pendulum-v1 without its velocity, after 4,500 steps. With it −137 is the best
-//! possible, random actions reach −1236. `reconstructions.png` shows the last 200 steps.
+//! on PartialPendulum-v0, Pendulum-v1 without its velocity, after 4,500 steps. With it −137 is the best possible,
+//! by dynamic programming on a grid; random actions reach −1236. `reconstructions.png` shows the last 200 steps.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::envs::wrappers::{FrameStack, RescaleAction};
-use common::envs::{self, Env, Rng, VecEnv, invalid, learner_rng, persist::Fixed};
+use common::envs::{self, Env, Rng, VecEnv, invalid, learner_rng, persist::Fixed, persist::Persist};
 use common::nn::{Adam, Linear, VarBuilder, VarMap, linear};
 use common::{Run, cli, cli::RunArgs, plot::Chart, plot::Curve};
 use rand::RngExt;
@@ -150,18 +150,18 @@ impl Gaussian {
     }
 }
 
-/// Every transition, as they followed each other.
+/// Transitions: numbers where they are kept, as they followed each other, tensors where they are learned from.
 #[derive(Serialize, Deserialize, Default)]
-struct ReplayBuffer {
-    observations: Vec<f32>,      // stacked, [len, window · dim]
-    actions: Vec<f32>,           // a, [len, action_dim]
-    rewards: Vec<f32>,           // r, [len]
-    next_observations: Vec<f32>, // stacked, an episode's true last one at its end, [len, window · dim]
-    ends: Vec<f32>,              // 1 where an episode ended, else 0, [len]
+struct Transitions<Column> {
+    observations: Column,      // stacked, [len, window · dim]
+    actions: Column,           // a, [len, action_dim]
+    rewards: Column,           // r, [len, 1]
+    next_observations: Column, // stacked, an episode's true last one at its end, [len, window · dim]
+    ends: Column,              // 1 where an episode ended, else 0, [len, 1]
 }
 
-/// Some of them: o, a, r `[batch, 1]`, o', the observations still stacked, and ends `[batch, 1]`.
-type Batch = [Tensor; 5];
+type ReplayBuffer = Transitions<Vec<f32>>;
+type Batch = Transitions<Tensor>;
 
 impl ReplayBuffer {
     /// Stores the step that `envs`, a single environment, has just made.
@@ -181,8 +181,10 @@ impl ReplayBuffer {
             let values = rows.iter().flat_map(|row| &column[row * width..(row + 1) * width]);
             Tensor::from_vec(values.copied().collect(), (rows.len(), width), device)
         };
-        let (o, next_o) = (gather(&self.observations)?, gather(&self.next_observations)?);
-        Ok([o, gather(&self.actions)?, gather(&self.rewards)?, next_o, gather(&self.ends)?])
+        let (observations, actions) = (gather(&self.observations)?, gather(&self.actions)?);
+        let (rewards, ends) = (gather(&self.rewards)?, gather(&self.ends)?);
+        let next_observations = gather(&self.next_observations)?;
+        Ok(Batch { observations, actions, rewards, next_observations, ends })
     }
 }
 
@@ -255,9 +257,9 @@ impl LatentMpc {
         // ½ ‖x‖²: the sum over dimensions, the mean over rows
         let square = |x: Tensor| -> Result<Tensor> { Ok((x.sqr()?.sum(1)?.mean_all()? * 0.5)?) };
         let mut sums = Tensor::zeros(4, DType::F32, &self.device)?; // of LOSSES but L, over k
-        let (mut predicted, mut anew) = (noise.get(0)?.zeros_like()?, &batches[0][4].ones_like()?);
-        for [o, actions, rewards, next_o, ends] in batches {
-            let (o, next_o) = (self.observe(o)?, self.observe(next_o)?);
+        let (mut predicted, mut anew) = (noise.get(0)?.zeros_like()?, &batches[0].ends.ones_like()?);
+        for Batch { observations, actions, rewards, next_observations, ends } in batches {
+            let (o, next_o) = (self.observe(observations)?, self.observe(next_observations)?);
             let (q, next_q) = (self.gaussian(&self.encoder, &o)?, self.gaussian(&self.encoder, &next_o)?);
             let z = if self.args.stochastic { q.sample(&noise.get(0)?)? } else { q.mean.clone() };
             // z_k = f(z_{k−1}, a_{k−1}), but g(o) at first and where an episode begins
@@ -335,14 +337,15 @@ impl LatentMpc {
 
     /// Draws the first number of the observations of consecutive transitions, what the decoder makes of their
     /// latent states, and of those that the dynamics model predicts, which begins anew every `horizon` steps.
-    fn draw_reconstructions(&self, [stacked, actions, _, _, ends]: &Batch, path: &Path) -> Result<()> {
-        let o = self.observe(stacked)?;
+    fn draw_reconstructions(&self, batch: &Batch, path: &Path) -> Result<()> {
+        let o = self.observe(&batch.observations)?;
         let encoded = self.gaussian(&self.encoder, &o)?.mean; // [batch, latent_size]
-        let (ends, mut z, mut predicted) = (ends.flatten_all()?.to_vec1::<f32>()?, encoded.clone(), vec![]);
+        let ends: Vec<f32> = batch.ends.flatten_all()?.to_vec1()?;
+        let (mut z, mut predicted) = (encoded.clone(), vec![]);
         for t in 0..o.dim(0)? {
             z = if t % self.args.horizon == 0 || ends[t - 1] == 1.0 { encoded.narrow(0, t, 1)? } else { z };
             predicted.push(z.clone());
-            z = self.predict(&z, &actions.narrow(0, t, 1)?)?.0.mean;
+            z = self.predict(&z, &batch.actions.narrow(0, t, 1)?)?.0.mean;
         }
         let reconstructed = self.decoder.forward(&encoded)?;
         let predicted = self.decoder.forward(&Tensor::cat(&predicted, 0)?)?;
@@ -381,20 +384,17 @@ fn train(args: Args) -> Result<()> {
     let mut agent = LatentMpc::new(envs.spec().box_to_box("latent_mpc")?, &args)?;
     let (mut buffer, mut rng) = (ReplayBuffer::default(), learner_rng(args.run.seed));
     let mut plan = vec![0.0; args.horizon * agent.action_dim]; // [horizon, action_dim]
-    let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-    let mut global_step = 0;
+    let (mut run, mut global_step) = (Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?, 0);
     while global_step < run.total_timesteps {
-        run.resume_or_checkpoint(
-            &mut global_step,
-            &mut [
-                ("parameters", &mut agent.parameters),
-                ("optimizer", &mut agent.optimizer),
-                ("envs", &mut envs),
-                ("rng", &mut rng),
-                ("buffer", &mut buffer),
-                ("plan", &mut Fixed(&mut plan)),
-            ],
-        )?;
+        let mut items: [(&str, &mut dyn Persist); 6] = [
+            ("parameters", &mut agent.parameters),
+            ("optimizer", &mut agent.optimizer),
+            ("envs", &mut envs),
+            ("rng", &mut rng),
+            ("buffer", &mut buffer),
+            ("plan", &mut Fixed(&mut plan)),
+        ];
+        run.resume_or_checkpoint(&mut global_step, &mut items)?;
         // Act, at random at first and then as planned, and store what happened.
         let observation = envs.observations().to_vec(); // [window · dim]
         let action = if global_step < args.learning_starts {

@@ -63,14 +63,13 @@ fn recorded_update(name: &str, layers: Layers, flags: &[&str]) {
     ];
     let mut agent = LatentMpc::new((3, 2), &args(&[&own[..], flags].concat())).unwrap();
     recording.set(&agent.parameters, layers);
-    let batch = [
-        recording.tensor("batch/observations"),
-        recording.tensor("batch/actions"),
-        recording.column("batch/rewards"),
-        recording.tensor("batch/next_observations"),
-        Tensor::zeros((32, 1), DType::F32, &Device::Cpu).unwrap(), // no episode ends
-    ];
-    let batches = [batch.clone()];
+    let batches = [Batch {
+        observations: recording.tensor("batch/observations"),
+        actions: recording.tensor("batch/actions"),
+        rewards: recording.column("batch/rewards"),
+        next_observations: recording.tensor("batch/next_observations"),
+        ends: Tensor::zeros((32, 1), DType::F32, &Device::Cpu).unwrap(), // no episode ends
+    }];
     let noise = match stochastic {
         true => {
             let names = ["noise/normal_latents", "noise/normal_next_latents"];
@@ -78,7 +77,8 @@ fn recorded_update(name: &str, layers: Layers, flags: &[&str]) {
         }
         false => Tensor::ones((2, 32, 4), DType::F32, &Device::Cpu).unwrap(), // is not used
     };
-    let q = [0, 3].map(|i| agent.gaussian(&agent.encoder, &agent.observe(&batch[i]).unwrap()).unwrap());
+    let q = [&batches[0].observations, &batches[0].next_observations]
+        .map(|seen| agent.gaussian(&agent.encoder, &agent.observe(seen).unwrap()).unwrap());
     let latents = [0, 1].map(|i| match stochastic {
         true => q[i].sample(&noise.get(i).unwrap()).unwrap(),
         false => q[i].mean.clone(),
@@ -86,7 +86,7 @@ fn recorded_update(name: &str, layers: Layers, flags: &[&str]) {
     recording.close("expected/latents", &latents[0]);
     recording.close("expected/next_latents", &latents[1]);
     if stochastic {
-        let (prior, _) = agent.predict(&latents[0], &batch[1]).unwrap();
+        let (prior, _) = agent.predict(&latents[0], &batches[0].actions).unwrap();
         recording.close("expected/prior_mean", &prior.mean);
         recording.close("expected/prior_log_std", &prior.log_std);
     }
@@ -210,7 +210,13 @@ fn point(flags: &[&str]) -> LatentMpc {
 
 #[test]
 fn predictions_go_on_until_an_episode_ends() {
-    let row = |values: [f32; 5]| values.map(|value| tensor(&[&[value]])); // o, a, r, o', ends
+    let row = |[o, a, r, next_o, ends]: [f32; 5]| Batch {
+        observations: tensor(&[&[o]]),
+        actions: tensor(&[&[a]]),
+        rewards: tensor(&[&[r]]),
+        next_observations: tensor(&[&[next_o]]),
+        ends: tensor(&[&[ends]]),
+    };
     let noise = Tensor::zeros((2, 1, 1), DType::F32, &Device::Cpu).unwrap();
     let losses = |batches: &[Batch]| {
         let mut agent = point(&["--learning-rate=0"]);
@@ -286,7 +292,9 @@ fn the_buffer_holds_what_happened() {
     let happened = log.transitions();
     assert!(happened.iter().any(|t| t.terminated) && happened.iter().any(|t| t.truncated));
     let all: Vec<usize> = (0..20).rev().collect();
-    let [o, a, r, next_o, ends] = buffer.select(&all, &Device::Cpu).unwrap().map(|column| rows(&column));
+    let batch = buffer.select(&all, &Device::Cpu).unwrap();
+    let [o, a, r] = [&batch.observations, &batch.actions, &batch.rewards].map(rows);
+    let [next_o, ends] = [&batch.next_observations, &batch.ends].map(rows);
     for (i, t) in happened.iter().rev().enumerate() {
         assert_eq!((&o[i], &a[i]), (&t.observation, &t.action), "{t:?}");
         assert_eq!((&r[i], &next_o[i]), (&vec![t.reward], &t.next_observation), "{t:?}");
