@@ -109,39 +109,6 @@ struct Args {
     train_frequency: usize,
 }
 
-/// The projection Φ: the distribution of `reward` + `discount` · Z on the atoms, `[n_atoms]`, where Z has
-/// the distribution `probabilities` on them. Each moved atom's mass goes to its two neighbours.
-fn project(probabilities: &[f32], reward: f32, discount: f64, args: &Args) -> Vec<f32> {
-    let Args { n_atoms, v_min, v_max, .. } = *args;
-    let delta_z = (v_max - v_min) / (n_atoms - 1) as f64; // Δz
-    let mut projected = vec![0.0; n_atoms]; // m
-    for (j, &p) in probabilities.iter().enumerate() {
-        // T z_j = clip( r + γ (1 − terminated) z_j, v_min, v_max )
-        let z = v_min + j as f64 * delta_z;
-        let moved = (f64::from(reward) + discount * z).clamp(v_min, v_max);
-        // b_j = (T z_j − v_min) / Δz, its place among the atoms; l = min(⌊b_j⌋, N − 2), u = l + 1
-        let b = (moved - v_min) / delta_z;
-        // Easy to miss: with u = ⌈b_j⌉ the mass would be lost where b_j is an atom (there l = u).
-        let lower = (b as usize).min(n_atoms - 2);
-        // m_l += p_j (u − b_j),   m_u += p_j (b_j − l)
-        let share = (b - lower as f64) as f32;
-        projected[lower] += p * (1.0 - share);
-        projected[lower + 1] += p * share;
-    }
-    projected
-}
-
-/// ln softmax(x) = x − ln Σ_i exp(x_i) along the last dimension.
-fn log_softmax(x: &Tensor) -> Result<Tensor> {
-    Ok(x.broadcast_sub(&x.log_sum_exp(D::Minus1)?.unsqueeze(D::Minus1)?)?)
-}
-
-/// What `x` `[batch, num_actions, n_atoms]` has for the actions `[batch, 1]`, `[batch, n_atoms]`.
-fn of_actions(x: &Tensor, actions: &Tensor) -> Result<Tensor> {
-    let indices = actions.unsqueeze(2)?.expand((x.dim(0)?, 1, x.dim(2)?))?.contiguous()?;
-    Ok(x.gather(&indices, 1)?.squeeze(1)?)
-}
-
 /// Logits of p(s, ·): rectified linear layers; an image first goes through MinAtar's authors' 16 filters.
 struct Network {
     convolution: Option<Conv2d>, // [height, width, channels] → [height − 2, width − 2, 16]
@@ -248,6 +215,39 @@ fn write_row<T: Copy>(column: &mut Vec<T>, row: usize, values: &[T]) {
     } else {
         column[start..start + values.len()].copy_from_slice(values);
     }
+}
+
+/// The projection Φ: the distribution of `reward` + `discount` · Z on the atoms, `[n_atoms]`, where Z has
+/// the distribution `probabilities` on them. Each moved atom's mass goes to its two neighbours.
+fn project(probabilities: &[f32], reward: f32, discount: f64, args: &Args) -> Vec<f32> {
+    let Args { n_atoms, v_min, v_max, .. } = *args;
+    let delta_z = (v_max - v_min) / (n_atoms - 1) as f64; // Δz
+    let mut projected = vec![0.0; n_atoms]; // m
+    for (j, &p) in probabilities.iter().enumerate() {
+        // T z_j = clip( r + γ (1 − terminated) z_j, v_min, v_max )
+        let z = v_min + j as f64 * delta_z;
+        let moved = (f64::from(reward) + discount * z).clamp(v_min, v_max);
+        // b_j = (T z_j − v_min) / Δz, its place among the atoms; l = min(⌊b_j⌋, N − 2), u = l + 1
+        let b = (moved - v_min) / delta_z;
+        // Easy to miss: with u = ⌈b_j⌉ the mass would be lost where b_j is an atom (there l = u).
+        let lower = (b as usize).min(n_atoms - 2);
+        // m_l += p_j (u − b_j),   m_u += p_j (b_j − l)
+        let share = (b - lower as f64) as f32;
+        projected[lower] += p * (1.0 - share);
+        projected[lower + 1] += p * share;
+    }
+    projected
+}
+
+/// ln softmax(x) = x − ln Σ_i exp(x_i) along the last dimension.
+fn log_softmax(x: &Tensor) -> Result<Tensor> {
+    Ok(x.broadcast_sub(&x.log_sum_exp(D::Minus1)?.unsqueeze(D::Minus1)?)?)
+}
+
+/// What `x` `[batch, num_actions, n_atoms]` has for the actions `[batch, 1]`, `[batch, n_atoms]`.
+fn of_actions(x: &Tensor, actions: &Tensor) -> Result<Tensor> {
+    let indices = actions.unsqueeze(2)?.expand((x.dim(0)?, 1, x.dim(2)?))?.contiguous()?;
+    Ok(x.gather(&indices, 1)?.squeeze(1)?)
 }
 
 /// Online network, target network and how they learn.
