@@ -22,9 +22,9 @@
 //! divergence is 0 its Hessian is all Gauss-Newton, F = E[ Jᵀ M J ], with J the derivatives of logits, or of μ
 //! and ln σ, by θ and M their own Fisher matrix. J v is a tangent that goes forward, Jᵀ one backward pass.
 //!
-//! Deviations from the paper: Â is a generalised advantage estimate (arXiv:1506.02438), normalised, and F damped
-//! and of the whole batch (there of a tenth), as in the authors' program (modular_rl); the critic's Adam and
-//! β = 0.8 are sb3-contrib's; Â looks beyond time limits (arXiv:1712.00378). No statistics scale observations.
+//! Deviations from the paper: Â is a generalised advantage estimate (arXiv:1506.02438), normalised, F is damped
+//! and of the whole batch (there of a tenth), and `--norm-obs` scales observations, as in the authors' program
+//! (modular_rl); critic and β = 0.8 are sb3-contrib's, the first σ Tianshou's; Â looks beyond time limits.
 //!
 //! Run `cargo run -p trpo`: 475 (Gymnasium's threshold) or more on CartPole-v1, 100,000 steps, five seconds. On
 //! MuJoCo: `-- --config algorithms/trpo/configs/Hopper-v5.toml`, or HalfCheetah, Walker2d, InvertedPendulum.
@@ -32,7 +32,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::envs::{Rng, Space, Spec, VecEnv, learner_rng};
+use common::envs::{Rng, Space, Spec, VecEnv, learner_rng, wrappers::NormalizeObservation};
 use common::nn::{Adam, Categorical, Init, Linear, VarBuilder, VarMap, linear_orthogonal, matmul};
 use common::{Run, cli, cli::RunArgs};
 use serde::Serialize;
@@ -80,6 +80,9 @@ struct Args {
     /// Steps of the critic between updates of the policy
     #[arg(long, default_value_t = 40, value_parser = cli::positive)]
     n_critic_updates: usize,
+    /// Scale observations by the mean and the standard deviation of all before
+    #[arg(long, default_value_t = false)]
+    norm_obs: bool,
 }
 
 /// Two hidden layers of tanh units.
@@ -182,21 +185,17 @@ struct Rollout {
 impl Rollout {
     /// Â_t, `[num_steps, num_envs]`, from V(s_t) and V(s_{t+1}) of the same shape.
     fn advantages(&self, values: &[f32], next_values: &[f32], args: &Args) -> Vec<f32> {
-        let (gamma, gae_lambda) = (args.gamma as f32, args.gae_lambda as f32);
-        let (num_envs, num_steps) = (args.num_envs, self.rewards.len() / args.num_envs);
+        let (gamma, gae_lambda, num_envs) = (args.gamma as f32, args.gae_lambda as f32, args.num_envs);
         let mut advantages = vec![0.0; self.rewards.len()];
-        for t in (0..num_steps).rev() {
-            for env in 0..num_envs {
-                let i = t * num_envs + env;
-                // δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
-                let next_value = if self.terminated[i] { 0.0 } else { next_values[i] };
-                let delta = self.rewards[i] + gamma * next_value - values[i];
-                // Â_t = δ_t + γ λ (1 − done_t) Â_{t+1},   done: terminated or truncated
-                // Easy to miss and fatal: what follows an episode's end belongs to the next one.
-                let done = self.terminated[i] || self.truncated[i];
-                let next_advantage = if done || t + 1 == num_steps { 0.0 } else { advantages[i + num_envs] };
-                advantages[i] = delta + gamma * gae_lambda * next_advantage;
-            }
+        for i in (0..self.rewards.len()).rev() {
+            // δ_t = r_t + γ (1 − terminated_t) V(s_{t+1}) − V(s_t)
+            let next_value = if self.terminated[i] { 0.0 } else { next_values[i] };
+            let delta = self.rewards[i] + gamma * next_value - values[i];
+            // Â_t = δ_t + γ λ (1 − done_t) Â_{t+1},   done: terminated or truncated
+            // Easy to miss and fatal: what follows an episode's end belongs to the next one.
+            let done = self.terminated[i] || self.truncated[i];
+            let next_advantage = if done { 0.0 } else { *advantages.get(i + num_envs).unwrap_or(&0.0) };
+            advantages[i] = delta + gamma * gae_lambda * next_advantage;
         }
         advantages
     }
@@ -217,7 +216,8 @@ struct Trpo {
     theta: Networks, // θ
     v: Networks,     // v of a product F v; the critic's part of it is 0
     critic_optimizer: Adam,
-    spec: Spec, // of the environments
+    normalize_observation: NormalizeObservation, // mean(s) and std(s)
+    spec: Spec,                                  // of the environments
     args: Args,
     device: Device,
 }
@@ -231,7 +231,7 @@ impl Trpo {
         let networks = || -> Result<Networks> {
             let parameters = VarMap::new(args.run.seed);
             let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-            let log_std = || vb.get_with_hints(outputs, "log_std", Init::Const(0.0)); // σ = 1
+            let log_std = || vb.get_with_hints(outputs, "log_std", Init::Const(-0.5)); // σ = 0.61
             Ok(Networks {
                 actor: Mlp::new(observation_dim, hidden_size, outputs, 0.01, vb.pp("actor"))?,
                 log_std: (!discrete).then(log_std).transpose()?,
@@ -239,20 +239,19 @@ impl Trpo {
                 parameters,
             })
         };
-        let (theta, v) = (networks()?, networks()?);
-        Ok(Self {
-            critic_optimizer: Adam::new(&theta.parameters, args.learning_rate)?,
-            theta,
-            v,
-            spec: spec.clone(),
-            args: args.clone(),
-            device,
-        })
+        let (theta, v, spec, args) = (networks()?, networks()?, spec.clone(), args.clone());
+        let critic_optimizer = Adam::new(&theta.parameters, args.learning_rate)?;
+        let normalize_observation = NormalizeObservation::new(observation_dim);
+        Ok(Self { theta, v, critic_optimizer, normalize_observation, spec, args, device })
     }
 
-    /// Observations as `[batch, observation_dim]`.
+    /// Observations as the networks know them, `[batch, observation_dim]`.
     fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(observations, ((), self.spec.observation_space.size()), &self.device)?)
+        let mut inputs = observations.to_vec();
+        if self.args.norm_obs {
+            self.normalize_observation.apply(observations, &mut inputs); // (s − mean(s)) / std(s)
+        }
+        Ok(Tensor::from_vec(inputs, ((), self.spec.observation_space.size()), &self.device)?)
     }
 
     /// π_θ(·|s) for observations `[batch, observation_dim]`.
@@ -284,8 +283,7 @@ impl Trpo {
     fn act(&self, rollout: &mut Rollout, envs: &mut VecEnv, rng: &mut Rng) -> Result<()> {
         rollout.observations.extend_from_slice(envs.observations());
         let actions = self.policy(&self.tensor(envs.observations())?)?.sample(rng)?;
-        // Easy to miss: the environment gets the action clipped to its bounds, but what is stored is the
-        // action as drawn. Only that has a density: all that lies beyond a bound falls on it.
+        // Easy to miss: the environment gets the action within its bounds; only what was drawn has a density.
         match self.theta.log_std {
             None => envs.step(&actions.to_vec1::<u32>()?)?,
             Some(_) => envs.step(&self.clipped(&actions)?)?,
@@ -402,7 +400,6 @@ fn train(args: Args) -> Result<()> {
     let mut trpo = Trpo::new(&envs, 64, &args)?;
     let mut rng = learner_rng(args.run.seed);
     let mut run = Run::start(env!("CARGO_PKG_NAME"), &args.run, &args)?;
-
     let mut global_step = 0;
     while global_step < run.total_timesteps {
         run.resume_or_checkpoint(
@@ -410,11 +407,11 @@ fn train(args: Args) -> Result<()> {
             &mut [
                 ("parameters", &mut trpo.theta.parameters),
                 ("critic_optimizer", &mut trpo.critic_optimizer),
+                ("normalize_observation", &mut trpo.normalize_observation),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
             ],
         )?;
-
         // Run the policy for num_steps steps in each environment.
         let mut rollout = Rollout::default();
         for _ in 0..args.num_steps {
@@ -422,7 +419,6 @@ fn train(args: Args) -> Result<()> {
             global_step += args.num_envs;
             run.episodes(global_step, envs.episodes())?;
         }
-
         // One step of the policy; then the critic follows the returns.
         let (advantages, returns) = trpo.advantages_and_returns(&rollout)?; // [batch]
         let states = trpo.tensor(&rollout.observations)?; // [batch, observation_dim]
@@ -432,13 +428,17 @@ fn train(args: Args) -> Result<()> {
         for _ in 0..args.n_critic_updates {
             value_loss = trpo.update_critic(&states, &returns)?;
         }
+        // Easy to miss: not before, for the policy that is updated has to be the one that acted.
+        trpo.normalize_observation.statistics.update(&rollout.observations);
         run.log(global_step, "losses/policy_loss", policy_loss)?;
         run.log(global_step, "losses/value_loss", value_loss)?;
         run.log(global_step, "losses/kl", kl)?;
         run.log(global_step, "losses/step_fraction", step_fraction)?;
     }
 
-    run.save_or_load_model(&mut trpo.theta.parameters)?;
+    // The statistics are part of the model: without them the policy would take observations for others.
+    let (networks, statistics) = (&mut trpo.theta.parameters, &mut trpo.normalize_observation);
+    run.save_or_load_model(&mut [("networks", networks as _), ("normalize_observation", statistics as _)])?;
     match trpo.theta.log_std {
         None => run.evaluate(|observations| Ok(trpo.act_greedily(observations)?.to_vec1::<u32>()?))?,
         Some(_) => run.evaluate(|observations| trpo.clipped(&trpo.act_greedily(observations)?))?,

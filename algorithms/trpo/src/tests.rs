@@ -437,6 +437,22 @@ fn the_rollout_holds_what_happened() {
 }
 
 #[test]
+fn observations_are_scaled_only_where_it_is_asked_for() {
+    let states = [100.0, -2.0, 0.5, 300.0, -4.0, 2.0];
+    for (flags, norm_obs) in [(&["--norm-obs"][..], true), (&[][..], false)] {
+        let mut trpo = learner(Space::Discrete { n: 2 }, flags);
+        trpo.normalize_observation.statistics.update(&states);
+        // Of the first column mean and standard deviation are 200 and 100, and so on. What Gymnasium's
+        // statistics begin with, a 1e-4th of a sample at 0 with variance 1, is hardly to be seen.
+        let scaled = [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0];
+        let expected = if norm_obs { scaled } else { states };
+        for (found, expected) in floats(&trpo.tensor(&states).unwrap()).iter().zip(expected) {
+            assert_abs_diff_eq!(*found, expected, epsilon = 5e-3);
+        }
+    }
+}
+
+#[test]
 fn advantages_with_lambda_1_are_returns_minus_values() {
     // One environment: a truncation after two steps, a termination after one more, one step of a third.
     let rollout = Rollout {
@@ -495,6 +511,7 @@ fn pinned_run_of_the_other_flags() {
         "--line-search-shrinking-factor=0.7",
         "--learning-rate=0.005",
         "--n-critic-updates=5",
+        "--norm-obs",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);
