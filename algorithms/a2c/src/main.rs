@@ -33,17 +33,19 @@
 //! Deviations from the paper, as in OpenAI's program: the workers are synchronous, losses are means,
 //! gradients are clipped to a norm, and σ is a parameter of each dimension, where the paper's is an output of
 //! the network. Our own: policy and critic are two small networks, where theirs share layers (the paper's do
-//! not where actions are continuous), and an n-step return looks beyond a time limit (Pardo et al. 2018,
-//! arXiv:1712.00378), where the others' end.
+//! not where actions are continuous), σ begins with exp(−½) and `--norm-obs` scales observations, as Tianshou
+//! has it for MuJoCo, and an n-step return looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378),
+//! where the others' end.
 //!
 //! Run `cargo run -p a2c`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
-//! solved) after 500,000 steps in two seconds.
+//! solved) after 500,000 steps in two seconds. On MuJoCo: `-- --config algorithms/a2c/configs/Hopper-v5.toml`,
+//! or HalfCheetah, Walker2d, InvertedPendulum.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, VecEnv, learner_rng};
+use common::envs::{Rng, Space, VecEnv, learner_rng, wrappers::NormalizeObservation};
 use common::nn::{Categorical, Init, Linear, RmsProp, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use serde::Serialize;
@@ -89,6 +91,9 @@ struct Args {
     /// Largest norm of the gradient
     #[arg(long, default_value_t = 0.5, value_parser = cli::above_zero)]
     max_grad_norm: f64,
+    /// Scale observations by the mean and the standard deviation of all before
+    #[arg(long, default_value_t = false)]
+    norm_obs: bool,
 }
 
 /// A network of tanh units.
@@ -240,6 +245,7 @@ struct A2c {
     critic: Network,         // V_θ(s), [1]
     parameters: VarMap,      // θ, of all three
     optimizer: RmsProp,      // of all three
+    normalize_observation: NormalizeObservation, // mean(s) and std(s)
     observation_dim: usize,
     action_space: Space,
     args: Args,
@@ -255,8 +261,8 @@ impl A2c {
             Space::Discrete { .. } => (spec.box_to_discrete("a2c")?, None),
             _ => {
                 let (observation_dim, action_dim) = spec.box_to_box("a2c")?;
-                // σ = 1 at first.
-                let log_std = vb.get_with_hints(action_dim, "log_std", Init::Const(0.0))?;
+                // σ = 0.61 at first.
+                let log_std = vb.get_with_hints(action_dim, "log_std", Init::Const(-0.5))?;
                 ((observation_dim, action_dim), Some(log_std))
             }
         };
@@ -272,6 +278,7 @@ impl A2c {
                 .with_eps(args.rms_eps)
                 .with_max_grad_norm(args.max_grad_norm),
             parameters,
+            normalize_observation: NormalizeObservation::new(observation_dim),
             observation_dim,
             action_space: spec.action_space.clone(),
             args: args.clone(),
@@ -279,9 +286,13 @@ impl A2c {
         })
     }
 
-    /// Observations as `[batch, observation_dim]`.
+    /// Observations as the networks know them, `[batch, observation_dim]`.
     fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
-        Ok(Tensor::from_slice(observations, ((), self.observation_dim), &self.device)?)
+        let mut inputs = observations.to_vec();
+        if self.args.norm_obs {
+            self.normalize_observation.apply(observations, &mut inputs); // (s − mean(s)) / std(s)
+        }
+        Ok(Tensor::from_vec(inputs, ((), self.observation_dim), &self.device)?)
     }
 
     /// π_θ(·|s) for observations `[batch, observation_dim]`.
@@ -375,6 +386,7 @@ fn train(args: Args) -> Result<()> {
             &mut [
                 ("parameters", &mut a2c.parameters),
                 ("optimizer", &mut a2c.optimizer),
+                ("normalize_observation", &mut a2c.normalize_observation),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("updates", &mut updates),
@@ -398,6 +410,8 @@ fn train(args: Args) -> Result<()> {
 
         // Learn from all of it, once: afterwards it is another policy's.
         let losses = a2c.update(&rollout)?;
+        // Easy to miss: not before, for the policy that is updated has to be the one that acted.
+        a2c.normalize_observation.statistics.update(&rollout.observations);
         updates += 1;
         if updates.is_multiple_of(20) {
             run.log(global_step, "charts/learning_rate", a2c.optimizer.learning_rate)?;
@@ -408,7 +422,9 @@ fn train(args: Args) -> Result<()> {
         }
     }
 
-    run.save_or_load_model(&mut a2c.parameters)?;
+    // The statistics are part of the model: without them the policy would take observations for others.
+    let (networks, statistics) = (&mut a2c.parameters, &mut a2c.normalize_observation);
+    run.save_or_load_model(&mut [("networks", networks as _), ("normalize_observation", statistics as _)])?;
     match a2c.action_space {
         Space::Discrete { .. } => {
             run.evaluate(|observations| Ok(indices(&a2c.act_greedily(observations)?)))?

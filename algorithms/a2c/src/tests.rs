@@ -252,6 +252,23 @@ fn an_update_of_a_gaussian_favours_what_was_good() {
     assert_ne!(floats(a2c.log_std.as_ref().unwrap()), spread);
 }
 
+#[test]
+fn observations_are_scaled_only_where_it_is_asked_for() {
+    let states = [100.0, -2.0, 0.5, 300.0, -4.0, 2.0];
+    for (flags, norm_obs) in [(&["--norm-obs"][..], true), (&[][..], false)] {
+        let (envs, _) = scripted(1, View::Vector, Space::Discrete { n: 2 }, SCRIPT);
+        let mut a2c = A2c::new(&envs, &[8], &args(flags)).unwrap();
+        a2c.normalize_observation.statistics.update(&states);
+        // Of the first column mean and standard deviation are 200 and 100, and so on. What Gymnasium's
+        // statistics begin with, a 1e-4th of a sample at 0 with variance 1, is hardly to be seen.
+        let scaled = [-1.0, 1.0, -1.0, 1.0, -1.0, 1.0];
+        let expected = if norm_obs { scaled } else { states };
+        for (found, expected) in floats(&a2c.tensor(&states).unwrap()).iter().zip(expected) {
+            assert_abs_diff_eq!(*found, expected, epsilon = 5e-3);
+        }
+    }
+}
+
 /// What the defaults do, the step size falling.
 #[test]
 fn pinned_run() {
@@ -275,6 +292,7 @@ fn pinned_run_of_the_other_flags() {
         "--ent-coef=0.1",
         "--vf-coef=0.3",
         "--max-grad-norm=2",
+        "--norm-obs",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);

@@ -14,17 +14,17 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_killed_run_resumes_exactly() {
-    for env_id in ["CartPole-v1", "Pendulum-v1"] {
-        let steps = ["--total-timesteps", "20000", "--checkpoint-every", "2000", "--eval-episodes", "3"];
-        regression::resumes(TRPO, &[&steps[..], &["--env-id", env_id]].concat());
+    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs"]] {
+        let steps = &["--total-timesteps", "20000", "--checkpoint-every", "2000", "--eval-episodes", "3"][..];
+        regression::resumes(TRPO, &[steps, flags].concat());
     }
 }
 
 #[test]
 fn a_trained_model_evaluates_alike() {
-    for env_id in ["CartPole-v1", "Pendulum-v1"] {
-        let flags = ["--total-timesteps", "6000", "--eval-episodes", "5", "--env-id", env_id];
-        regression::evaluates_alike(TRPO, &flags);
+    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs"]] {
+        let steps = &["--total-timesteps", "6000", "--eval-episodes", "5"][..];
+        regression::evaluates_alike(TRPO, &[steps, flags].concat());
     }
 }
 
