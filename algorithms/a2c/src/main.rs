@@ -33,9 +33,9 @@
 //! Deviations from the paper, as in OpenAI's program: the workers are synchronous, losses are means,
 //! gradients are clipped to a norm, and σ is a parameter of each dimension, where the paper's is an output of
 //! the network. Our own: policy and critic are two small networks, where theirs share layers (the paper's do
-//! not where actions are continuous), σ begins with exp(−½) and `--norm-obs` scales observations, as Tianshou
-//! has it for MuJoCo, and an n-step return looks beyond a time limit (Pardo et al. 2018, arXiv:1712.00378),
-//! where the others' end.
+//! not where actions are continuous), σ begins with exp(−½) and `--norm-obs` and `--norm-reward` scale what is
+//! seen, as in Tianshou's program for MuJoCo, and an n-step return looks beyond a time limit (Pardo et al.
+//! 2018, arXiv:1712.00378), where the others' end.
 //!
 //! Run `cargo run -p a2c`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
 //! solved) after 500,000 steps in two seconds. On MuJoCo: `-- --config algorithms/a2c/configs/Hopper-v5.toml`,
@@ -45,7 +45,8 @@ use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
 use common::cli::{self, RunArgs};
-use common::envs::{Rng, Space, VecEnv, learner_rng, wrappers::NormalizeObservation};
+use common::envs::wrappers::{NormalizeObservation, NormalizeReward};
+use common::envs::{Rng, Space, VecEnv, learner_rng};
 use common::nn::{Categorical, Init, Linear, RmsProp, VarBuilder, VarMap, linear_orthogonal};
 use common::run::Run;
 use serde::Serialize;
@@ -94,6 +95,9 @@ struct Args {
     /// Scale observations by the mean and the standard deviation of all before
     #[arg(long, default_value_t = false)]
     norm_obs: bool,
+    /// Scale rewards by the standard deviation of the discounted sums of all before
+    #[arg(long, default_value_t = false)]
+    norm_reward: bool,
 }
 
 /// A network of tanh units.
@@ -246,6 +250,7 @@ struct A2c {
     parameters: VarMap,      // θ, of all three
     optimizer: RmsProp,      // of all three
     normalize_observation: NormalizeObservation, // mean(s) and std(s)
+    normalize_reward: NormalizeReward, // std(G)
     observation_dim: usize,
     action_space: Space,
     args: Args,
@@ -279,6 +284,7 @@ impl A2c {
                 .with_max_grad_norm(args.max_grad_norm),
             parameters,
             normalize_observation: NormalizeObservation::new(observation_dim),
+            normalize_reward: NormalizeReward::new(args.num_envs, args.gamma),
             observation_dim,
             action_space: spec.action_space.clone(),
             args: args.clone(),
@@ -387,6 +393,7 @@ fn train(args: Args) -> Result<()> {
                 ("parameters", &mut a2c.parameters),
                 ("optimizer", &mut a2c.optimizer),
                 ("normalize_observation", &mut a2c.normalize_observation),
+                ("normalize_reward", &mut a2c.normalize_reward),
                 ("envs", &mut envs),
                 ("rng", &mut rng),
                 ("updates", &mut updates),
@@ -404,6 +411,11 @@ fn train(args: Args) -> Result<()> {
             let actions = a2c.act(&observations, &mut rng)?; // [num_envs, action_dim]
             a2c.step(&mut envs, &actions)?;
             rollout.store(&observations, &actions, &envs);
+            if args.norm_reward {
+                let (r, terminated, truncated) = (envs.rewards(), envs.terminated(), envs.truncated());
+                let scaled = rollout.rewards.len() - args.num_envs..; // r / std(G)
+                a2c.normalize_reward.normalize(r, terminated, truncated, &mut rollout.rewards[scaled]);
+            }
             global_step += args.num_envs;
             run.episodes(global_step, envs.episodes())?;
         }

@@ -293,6 +293,7 @@ fn pinned_run_of_the_other_flags() {
         "--vf-coef=0.3",
         "--max-grad-norm=2",
         "--norm-obs",
+        "--norm-reward",
         "--eval-episodes=2",
     ];
     regression::pinned(env!("CARGO_MANIFEST_DIR"), "flags", &flags, train);

@@ -14,7 +14,7 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn a_killed_run_resumes_exactly() {
-    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs"]] {
+    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs", "--norm-reward"]] {
         let steps = &["--total-timesteps", "60000", "--checkpoint-every", "4000", "--eval-episodes", "3"][..];
         regression::resumes(A2C, &[steps, flags].concat());
     }
@@ -22,7 +22,7 @@ fn a_killed_run_resumes_exactly() {
 
 #[test]
 fn a_trained_model_evaluates_alike() {
-    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs"]] {
+    for flags in [&["--env-id=CartPole-v1"][..], &["--env-id=Pendulum-v1", "--norm-obs", "--norm-reward"]] {
         let steps = &["--total-timesteps", "20000", "--eval-episodes", "5"][..];
         regression::evaluates_alike(A2C, &[steps, flags].concat());
     }
