@@ -16,6 +16,8 @@
 //! L(θ) = −E_t[ A_t ln π_θ(a_t|s_t) ]          the policy, its weights constant
 //!        + c_v E_t[ ( R_t − V_θ(s_t) )² ]     the critic
 //!        − c_e E_t[ H(π_θ(·|s_t)) ]           the entropy bonus
+//!
+//! s ← (s − mean(s)) / std(s),   r ← r / std(G),   G ← γ (1 − terminated) G + r     where it is asked for
 //! ```
 //!
 //! π_θ is a softmax over discrete actions or, where actions are continuous, a Gaussian whose mean is a
@@ -33,22 +35,21 @@
 //! Deviations from the paper, as in OpenAI's program: the workers are synchronous, losses are means,
 //! gradients are clipped to a norm, and σ is a parameter of each dimension, where the paper's is an output of
 //! the network. Our own: policy and critic are two small networks, where theirs share layers (the paper's do
-//! not where actions are continuous), σ begins with exp(−½) and `--norm-obs` and `--norm-reward` scale what is
-//! seen, as in Tianshou's program for MuJoCo, and an n-step return looks beyond a time limit (Pardo et al.
-//! 2018, arXiv:1712.00378), where the others' end.
+//! not where actions are continuous), and an n-step return looks beyond a time limit (Pardo et al. 2018,
+//! arXiv:1712.00378), where theirs end; σ begins with exp(−½) and `--norm-obs` scales observations, as in
+//! Tianshou's program for MuJoCo; `--norm-reward` scales rewards, as Gymnasium's `NormalizeReward` and RL
+//! Baselines3 Zoo do (Tianshou scales the critic's returns alone). What is scaled is clipped to ±10.
 //!
-//! Run `cargo run -p a2c`: 475 or more on CartPole-v1 (the return at which Gymnasium registers it as
-//! solved) after 500,000 steps in two seconds. On MuJoCo: `-- --config algorithms/a2c/configs/Hopper-v5.toml`,
-//! or HalfCheetah, Walker2d, InvertedPendulum.
+//! Run `cargo run -p a2c`: 475 (Gymnasium's threshold) or more on CartPole-v1, 500,000 steps, two seconds. On
+//! MuJoCo: `-- --config algorithms/a2c/configs/Hopper-v5.toml`, or HalfCheetah, Walker2d, InvertedPendulum.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use clap::Parser;
-use common::cli::{self, RunArgs};
 use common::envs::wrappers::{NormalizeObservation, NormalizeReward};
 use common::envs::{Rng, Space, VecEnv, learner_rng};
 use common::nn::{Categorical, Init, Linear, RmsProp, VarBuilder, VarMap, linear_orthogonal};
-use common::run::Run;
+use common::{Run, cli, cli::RunArgs};
 use serde::Serialize;
 use std::f64::consts::{E, PI, SQRT_2};
 use std::process::ExitCode;
@@ -192,7 +193,7 @@ fn indices(actions: &[f32]) -> Vec<u32> {
 struct Rollout {
     observations: Vec<f32>,      // s_t, [num_steps, num_envs, observation_dim]
     actions: Vec<f32>,           // a_t as drawn, [num_steps, num_envs, action_dim]
-    rewards: Vec<f32>,           // r_t
+    rewards: Vec<f32>,           // r_t as it is learned from
     next_observations: Vec<f32>, // s_{t+1}, an episode's true last one at its end, shaped like s_t
     terminated: Vec<bool>,       // nothing lies beyond s_{t+1}
     truncated: Vec<bool>,        // the episode was cut off at s_{t+1}
@@ -200,10 +201,10 @@ struct Rollout {
 
 impl Rollout {
     /// Stores the step that `envs` have just made from `observations` by `actions`.
-    fn store(&mut self, observations: &[f32], actions: &[f32], envs: &VecEnv) {
+    fn store(&mut self, observations: &[f32], actions: &[f32], rewards: &[f32], envs: &VecEnv) {
         self.observations.extend_from_slice(observations);
         self.actions.extend_from_slice(actions);
-        self.rewards.extend_from_slice(envs.rewards());
+        self.rewards.extend_from_slice(rewards);
         // Easy to miss: after an episode's end `envs.observations()` are the next episode's.
         self.next_observations.extend_from_slice(envs.final_observations());
         self.terminated.extend_from_slice(envs.terminated());
@@ -262,15 +263,11 @@ impl A2c {
         let (spec, device) = (envs.spec(), args.run.device()?);
         let parameters = VarMap::new(args.run.seed);
         let vb = VarBuilder::from_varmap(&parameters, DType::F32, &device);
-        let ((observation_dim, outputs), log_std) = match spec.action_space {
-            Space::Discrete { .. } => (spec.box_to_discrete("a2c")?, None),
-            _ => {
-                let (observation_dim, action_dim) = spec.box_to_box("a2c")?;
-                // σ = 0.61 at first.
-                let log_std = vb.get_with_hints(action_dim, "log_std", Init::Const(-0.5))?;
-                ((observation_dim, action_dim), Some(log_std))
-            }
-        };
+        let discrete = matches!(spec.action_space, Space::Discrete { .. });
+        let (observation_dim, outputs) =
+            if discrete { spec.box_to_discrete("a2c")? } else { spec.box_to_box("a2c")? };
+        let log_std = || vb.get_with_hints(outputs, "log_std", Init::Const(-0.5)); // σ = 0.61
+        let log_std = (!discrete).then(log_std).transpose()?;
         let network =
             |outputs, gain, name| Network::new(observation_dim, hidden_sizes, outputs, gain, vb.pp(name));
         Ok(Self {
@@ -299,6 +296,16 @@ impl A2c {
             self.normalize_observation.apply(observations, &mut inputs); // (s − mean(s)) / std(s)
         }
         Ok(Tensor::from_vec(inputs, ((), self.observation_dim), &self.device)?)
+    }
+
+    /// r of the step that `envs` have just made, as it is learned from.
+    fn rewards(&mut self, envs: &VecEnv) -> Vec<f32> {
+        let mut rewards = envs.rewards().to_vec();
+        if self.args.norm_reward {
+            let (terminated, truncated) = (envs.terminated(), envs.truncated());
+            self.normalize_reward.normalize(envs.rewards(), terminated, truncated, &mut rewards); // r / std(G)
+        }
+        rewards
     }
 
     /// π_θ(·|s) for observations `[batch, observation_dim]`.
@@ -410,19 +417,14 @@ fn train(args: Args) -> Result<()> {
             let observations = envs.observations().to_vec(); // [num_envs, observation_dim]
             let actions = a2c.act(&observations, &mut rng)?; // [num_envs, action_dim]
             a2c.step(&mut envs, &actions)?;
-            rollout.store(&observations, &actions, &envs);
-            if args.norm_reward {
-                let (r, terminated, truncated) = (envs.rewards(), envs.terminated(), envs.truncated());
-                let scaled = rollout.rewards.len() - args.num_envs..; // r / std(G)
-                a2c.normalize_reward.normalize(r, terminated, truncated, &mut rollout.rewards[scaled]);
-            }
+            rollout.store(&observations, &actions, &a2c.rewards(&envs), &envs);
             global_step += args.num_envs;
             run.episodes(global_step, envs.episodes())?;
         }
 
         // Learn from all of it, once: afterwards it is another policy's.
         let losses = a2c.update(&rollout)?;
-        // Easy to miss: not before, for the policy that is updated has to be the one that acted.
+        // Easy to miss: not before, for observations are stored as they were and scaled again by the update.
         a2c.normalize_observation.statistics.update(&rollout.observations);
         updates += 1;
         if updates.is_multiple_of(20) {
@@ -437,11 +439,9 @@ fn train(args: Args) -> Result<()> {
     // The statistics are part of the model: without them the policy would take observations for others.
     let (networks, statistics) = (&mut a2c.parameters, &mut a2c.normalize_observation);
     run.save_or_load_model(&mut [("networks", networks as _), ("normalize_observation", statistics as _)])?;
-    match a2c.action_space {
-        Space::Discrete { .. } => {
-            run.evaluate(|observations| Ok(indices(&a2c.act_greedily(observations)?)))?
-        }
-        _ => run.evaluate(|observations| a2c.act_greedily(observations))?,
+    match a2c.log_std {
+        None => run.evaluate(|observations| Ok(indices(&a2c.act_greedily(observations)?)))?,
+        Some(_) => run.evaluate(|observations| a2c.act_greedily(observations))?,
     };
     Ok(())
 }

@@ -123,21 +123,31 @@ fn returns_follow_their_definition() {
 
 #[test]
 fn the_rollout_holds_what_happened() {
-    for continuous in [false, true] {
+    for (continuous, flags) in [(false, &["--num-envs=3"][..]), (true, &["--num-envs=3", "--norm-reward"])] {
         let actions = match continuous {
             true => Space::uniform(2, -0.5, 0.5),
             false => Space::Discrete { n: 3 },
         };
         let (mut envs, log) = scripted(3, View::Vector, actions, SCRIPT);
-        let a2c = A2c::new(&envs, &[8], &args(&["--num-envs=3"])).unwrap();
+        let mut a2c = A2c::new(&envs, &[8], &args(flags)).unwrap();
         let (mut rollout, mut rng) = (Rollout::default(), rng(1, 0));
         for _ in 0..20 {
             let observations = envs.observations().to_vec();
             let actions = a2c.act(&observations, &mut rng).unwrap();
             a2c.step(&mut envs, &actions).unwrap();
-            rollout.store(&observations, &actions, &envs);
+            rollout.store(&observations, &actions, &a2c.rewards(&envs), &envs);
         }
         let happened = log.transitions();
+        // Rewards as they were, or over the spread of what they sum to, one step of all environments at a time.
+        let mut rewards: Vec<f32> = happened.iter().map(|t| t.reward).collect();
+        let (raw, mut normalize) = (rewards.clone(), NormalizeReward::new(3, 0.99));
+        for (step, scaled) in happened.chunks(3).zip(rewards.chunks_mut(3)).filter(|_| a2c.args.norm_reward) {
+            let reward: Vec<f32> = step.iter().map(|t| t.reward).collect();
+            let terminated: Vec<bool> = step.iter().map(|t| t.terminated).collect();
+            let truncated: Vec<bool> = step.iter().map(|t| t.truncated).collect();
+            normalize.normalize(&reward, &terminated, &truncated, scaled);
+        }
+        assert_eq!(rewards != raw, a2c.args.norm_reward);
         assert_eq!(rollout.rewards.len(), happened.len());
         assert!(happened.iter().any(|t| t.terminated && !t.truncated));
         assert!(happened.iter().any(|t| !t.terminated && t.truncated));
@@ -150,7 +160,7 @@ fn the_rollout_holds_what_happened() {
             let taken: Vec<f32> =
                 drawn.iter().map(|a| if continuous { a.clamp(-0.5, 0.5) } else { *a }).collect();
             assert_eq!(taken, t.action, "{t:?}");
-            assert_eq!(rollout.rewards[i], t.reward, "{t:?}");
+            assert_eq!(rollout.rewards[i], rewards[i], "{t:?}");
             assert_eq!(rollout.next_observations[3 * i..3 * (i + 1)], t.next_observation, "{t:?}");
             assert_eq!((rollout.terminated[i], rollout.truncated[i]), (t.terminated, t.truncated), "{t:?}");
         }
@@ -240,7 +250,7 @@ fn an_update_of_a_gaussian_favours_what_was_good() {
     let actions = a2c.act(&observations, &mut rng(1, 0)).unwrap();
     a2c.step(&mut envs, &actions).unwrap();
     let mut rollout = Rollout::default();
-    rollout.store(&observations, &actions, &envs);
+    rollout.store(&observations, &actions, envs.rewards(), &envs);
     rollout.rewards = vec![100.0, -1.0, -1.0, -1.0];
     rollout.terminated = vec![true; 4];
     let log_probs = |a2c: &A2c| {

@@ -24,7 +24,7 @@
 //!
 //! Deviations from the paper: Â is a generalised advantage estimate (arXiv:1506.02438), normalised, F is damped
 //! and of the whole batch (there of a tenth), and `--norm-obs` scales observations, as in the authors' program
-//! (modular_rl); critic and β = 0.8 are sb3-contrib's, the first σ Tianshou's; Â looks beyond time limits.
+//! (modular_rl); β = 0.8, the critic's Adam: sb3-contrib's; the first σ: Tianshou's; Â looks beyond time limits.
 //!
 //! Run `cargo run -p trpo`: 475 (Gymnasium's threshold) or more on CartPole-v1, 100,000 steps, five seconds. On
 //! MuJoCo: `-- --config algorithms/trpo/configs/Hopper-v5.toml`, or HalfCheetah, Walker2d, InvertedPendulum.
@@ -192,7 +192,7 @@ impl Rollout {
             let next_value = if self.terminated[i] { 0.0 } else { next_values[i] };
             let delta = self.rewards[i] + gamma * next_value - values[i];
             // Â_t = δ_t + γ λ (1 − done_t) Â_{t+1},   done: terminated or truncated
-            // Easy to miss and fatal: what follows an episode's end belongs to the next one.
+            // Easy to miss and fatal: what follows an episode's end, at i + num_envs, belongs to the next one.
             let done = self.terminated[i] || self.truncated[i];
             let next_advantage = if done { 0.0 } else { *advantages.get(i + num_envs).unwrap_or(&0.0) };
             advantages[i] = delta + gamma * gae_lambda * next_advantage;
@@ -249,7 +249,7 @@ impl Trpo {
     fn tensor(&self, observations: &[f32]) -> Result<Tensor> {
         let mut inputs = observations.to_vec();
         if self.args.norm_obs {
-            self.normalize_observation.apply(observations, &mut inputs); // (s − mean(s)) / std(s)
+            self.normalize_observation.apply(observations, &mut inputs); // (s − mean(s)) / std(s), within ±10
         }
         Ok(Tensor::from_vec(inputs, ((), self.spec.observation_space.size()), &self.device)?)
     }
@@ -428,7 +428,7 @@ fn train(args: Args) -> Result<()> {
         for _ in 0..args.n_critic_updates {
             value_loss = trpo.update_critic(&states, &returns)?;
         }
-        // Easy to miss: not before, for the policy that is updated has to be the one that acted.
+        // Easy to miss: not before, for observations are stored as they were and scaled again by the update.
         trpo.normalize_observation.statistics.update(&rollout.observations);
         run.log(global_step, "losses/policy_loss", policy_loss)?;
         run.log(global_step, "losses/value_loss", value_loss)?;
