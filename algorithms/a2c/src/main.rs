@@ -17,7 +17,8 @@
 //!        + c_v E_t[ ( R_t − V_θ(s_t) )² ]     the critic
 //!        − c_e E_t[ H(π_θ(·|s_t)) ]           the entropy bonus
 //!
-//! s ← (s − mean(s)) / std(s),   r ← r / std(G),   G ← γ (1 − terminated) G + r     where it is asked for
+//! s ← (s − mean(s)) / std(s),   r ← r / std(G),   G ← γ (1 − terminated) G + r, 0 at first in each episode,
+//! both only where they are asked for
 //! ```
 //!
 //! π_θ is a softmax over discrete actions or, where actions are continuous, a Gaussian whose mean is a
@@ -274,7 +275,6 @@ impl A2c {
             actor: network(outputs, 0.01, "actor")?,
             log_std,
             critic: network(1, 1.0, "critic")?,
-            // Of all that is above.
             optimizer: RmsProp::new(&parameters, args.learning_rate)?
                 .with_alpha(args.rms_alpha)
                 .with_eps(args.rms_eps)
