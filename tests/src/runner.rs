@@ -260,13 +260,25 @@ fn tail(path: &Path) -> String {
     String::from_utf8_lossy(&read().unwrap_or_default()).into_owned()
 }
 
-/// The steps done, and the rest of the last line of progress: algorithms print
-/// `step 81920/100000  return 312.4  101000 steps/s  …` every few seconds.
-fn progress(stderr: &str) -> Option<(u64, String)> {
+/// What a run says of itself in its last line of progress.
+#[derive(Debug, Default, PartialEq)]
+struct Progress {
+    /// Environment steps done.
+    step: u64,
+    /// Return and speed, in its words.
+    numbers: String,
+    /// Seconds that the rest takes, by its own reckoning.
+    left: Option<f64>,
+}
+
+/// The last line of progress: algorithms print
+/// `step 81920/100000  return 312.4  101000 steps/s  1 s elapsed, 0 s left` every few seconds.
+fn progress(stderr: &str) -> Option<Progress> {
     stderr.lines().rev().find_map(|line| {
         let (done, rest) = line.strip_prefix("step ")?.split_once('/')?;
         let numbers: Vec<&str> = rest.split("  ").skip(1).take(2).collect();
-        Some((done.parse().ok()?, numbers.join("  ")))
+        let left = rest.rsplit_once(", ").and_then(|(_, left)| left.strip_suffix(" s left")?.parse().ok());
+        Some(Progress { step: done.parse().ok()?, numbers: numbers.join("  "), left })
     })
 }
 
@@ -482,9 +494,9 @@ impl<'a> Pool<'a> {
                 self.print_status();
             }
             for Running { job, bar, .. } in &self.running {
-                if let (Some(bar), Some((step, numbers))) = (bar, progress(&tail(&job.stderr()))) {
-                    bar.set_position(step);
-                    bar.set_message(numbers);
+                if let (Some(bar), Some(progress)) = (bar, progress(&tail(&job.stderr()))) {
+                    bar.set_position(progress.step);
+                    bar.set_message(progress.numbers);
                 }
             }
             self.console.set_left(self.left());
@@ -525,7 +537,7 @@ impl<'a> Pool<'a> {
 
     fn succeed(&mut self, job: &Job<'_>, result: &RunResult) {
         self.finished += 1;
-        self.seconds.add(&job.entry.name(), result.wall_seconds);
+        self.seconds.add(&job.entry.name(), result.wall_seconds, result.steps);
         let values: Vec<String> =
             result.values.iter().map(|value| format!("{} {:.2}", value.metric, value.value)).collect();
         self.console.job_ended(&format!(
@@ -556,14 +568,19 @@ impl<'a> Pool<'a> {
 
     /// About how long the rest takes, once anything is known about it.
     fn left(&self) -> Option<Duration> {
-        let mut seconds = 0.0;
+        let (mut seconds, mut longest) = (0.0, 0.0_f64);
         for job in &self.todo {
             seconds += self.seconds.of(job.entry)?;
         }
         for Running { job, started, .. } in &self.running {
-            seconds += (self.seconds.of(job.entry)? - started.elapsed().as_secs_f64()).max(0.0);
+            // A run that goes on from a checkpoint, or on a slower machine, knows better than older results.
+            let own = progress(&tail(&job.stderr())).and_then(|progress| progress.left);
+            let known = || Some((self.seconds.of(job.entry)? - started.elapsed().as_secs_f64()).max(0.0));
+            let rest = own.or_else(known)?;
+            seconds += rest;
+            longest = longest.max(rest);
         }
-        Duration::try_from_secs_f64(seconds / self.parallel as f64).ok()
+        Duration::try_from_secs_f64((seconds / self.parallel as f64).max(longest)).ok()
     }
 
     /// Where there is no terminal, a line on what runs.
@@ -572,7 +589,7 @@ impl<'a> Pool<'a> {
             return;
         }
         for Running { job, .. } in &self.running {
-            let (step, numbers) = progress(&tail(&job.stderr())).unwrap_or_default();
+            let Progress { step, numbers, .. } = progress(&tail(&job.stderr())).unwrap_or_default();
             eprintln!("  {}: step {step}/{}  {numbers}", job.name(), job.entry.steps);
         }
         let left = self.left().map_or(String::new(), |left| format!(", about {} s left", left.as_secs()));
@@ -581,28 +598,41 @@ impl<'a> Pool<'a> {
 }
 
 /// How long jobs take, from the results there are.
-struct Seconds(BTreeMap<String, (f64, u32)>); // sum and number of each entry's
+struct Seconds(BTreeMap<String, Taken>);
+
+/// What an entry's runs took together.
+#[derive(Clone, Copy, Default)]
+struct Taken {
+    seconds: f64,
+    steps: f64,
+    runs: u32,
+}
 
 impl Seconds {
     fn of_results(results: &Path) -> Self {
         let mut this = Self(BTreeMap::new());
         for result in result::read_all(results).unwrap_or_default() {
-            this.add(&result.name(), result.wall_seconds);
+            this.add(&result.name(), result.wall_seconds, result.steps);
         }
         this
     }
 
-    fn add(&mut self, name: &str, seconds: f64) {
-        let (sum, number) = self.0.entry(name.to_string()).or_default();
-        *sum += seconds;
-        *number += 1;
+    fn add(&mut self, name: &str, seconds: f64, steps: usize) {
+        let taken = self.0.entry(name.to_string()).or_default();
+        taken.seconds += seconds;
+        taken.steps += steps as f64;
+        taken.runs += 1;
     }
 
-    /// The mean of the entry, or of all where it is not known; `None` while nothing is.
+    /// The mean of the entry; where it is not known, its steps at the mean speed of all; `None` while nothing
+    /// is.
     fn of(&self, entry: &Entry) -> Option<f64> {
-        let mean = |(sum, number): (f64, u32)| sum / f64::from(number);
-        let all = || self.0.values().fold((0.0, 0), |all, one| (all.0 + one.0, all.1 + one.1));
-        self.0.get(&entry.name()).copied().or_else(|| Some(all()).filter(|all| all.1 > 0)).map(mean)
+        if let Some(taken) = self.0.get(&entry.name()) {
+            return Some(taken.seconds / f64::from(taken.runs));
+        }
+        let (seconds, steps) =
+            self.0.values().fold((0.0, 0.0), |all, one| (all.0 + one.seconds, all.1 + one.steps));
+        (steps > 0.0).then(|| entry.steps as f64 * seconds / steps)
     }
 }
 
@@ -677,7 +707,8 @@ mod tests {
     fn progress_is_read_from_the_last_line_of_it() {
         let text = "ppo on CartPole-v1 → runs\nseed = 1\nstep 5/100  return –  9 steps/s  1 s elapsed, 10 s left\n\
                     step 50/100  return 312.4  101000 steps/s  5 s elapsed, 5 s left\nsome words\n";
-        assert_eq!(progress(text), Some((50, "return 312.4  101000 steps/s".to_string())));
+        let numbers = "return 312.4  101000 steps/s".to_string();
+        assert_eq!(progress(text), Some(Progress { step: 50, numbers, left: Some(5.0) }));
         assert_eq!(progress("nothing yet\nstep by step\n"), None);
     }
 }
