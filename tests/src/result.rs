@@ -217,8 +217,8 @@ fn diagnostics(rows: &[Row]) -> BTreeMap<String, f64> {
     let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
     for row in rows {
         let score = row.tag.starts_with("eval/") || row.tag.starts_with("charts/episodic_");
-        // The clock says nothing about the algorithm.
-        if !score && row.tag != "charts/SPS" {
+        // The clock says nothing about the algorithm, be it of all steps or of a part's (`charts/SPS_planning`).
+        if !score && !row.tag.starts_with("charts/SPS") {
             values.entry(&row.tag).or_default().push(row.value);
         }
     }
@@ -453,7 +453,8 @@ mod tests {
     fn diagnostics_are_means_of_the_second_half() {
         let rows: Vec<Row> = [("losses/entropy", 9.0), ("charts/SPS", 5.0), ("losses/entropy", 1.0)]
             .into_iter()
-            .chain([("charts/episodic_return", 5.0), ("losses/entropy", 2.0), ("losses/alpha", 7.0)])
+            .chain([("charts/SPS_planning", 6.0), ("charts/episodic_return", 5.0)])
+            .chain([("losses/entropy", 2.0), ("losses/alpha", 7.0)])
             .map(|(tag, value)| Row { step: 1.0, tag: tag.into(), value })
             .collect();
         let expected = BTreeMap::from([("losses/alpha".into(), 7.0), ("losses/entropy".into(), 1.5)]);
