@@ -624,8 +624,8 @@ impl Seconds {
         taken.runs += 1;
     }
 
-    /// The mean of the entry; where it is not known, its steps at the mean speed of all; `None` while nothing
-    /// is.
+    /// The mean of the entry; where there is none, its steps at the mean speed of all entries. `None` while
+    /// nothing has run.
     fn of(&self, entry: &Entry) -> Option<f64> {
         if let Some(taken) = self.0.get(&entry.name()) {
             return Some(taken.seconds / f64::from(taken.runs));
@@ -710,5 +710,19 @@ mod tests {
         let numbers = "return 312.4  101000 steps/s".to_string();
         assert_eq!(progress(text), Some(Progress { step: 50, numbers, left: Some(5.0) }));
         assert_eq!(progress("nothing yet\nstep by step\n"), None);
+    }
+
+    #[test]
+    fn an_entry_that_never_ran_is_judged_by_its_steps() {
+        let entry = jobs::entries(Tier::Test).unwrap().remove(0);
+        let mut seconds = Seconds(BTreeMap::new());
+        assert_eq!(seconds.of(&entry), None);
+        // Others made 400 steps in 10 s.
+        seconds.add("a", 4.0, 100);
+        seconds.add("b", 6.0, 300);
+        assert_eq!(seconds.of(&entry), Some(entry.steps as f64 / 40.0));
+        seconds.add(&entry.name(), 1.0, 10);
+        seconds.add(&entry.name(), 2.0, 10);
+        assert_eq!(seconds.of(&entry), Some(1.5));
     }
 }
